@@ -1,0 +1,58 @@
+package plugin
+
+import "time"
+
+// Config says where machines and repository are and how the engine may use them.
+type Config struct {
+	VSphere    VSphere
+	Repository RepositoryConfig
+	StateDir   string   // journal of side effects and per-machine notes; empty: the user's state directory
+	Transports []string // nbdssl, nbd, hotadd, vddk...; empty: what Info lists
+	VDDKDir    string   // root of VMware's library, where the user has it
+	Limits     Limits
+}
+
+// VSphere is a vCenter or an ESXi host.
+type VSphere struct {
+	URL        string // https://vc.example/sdk; user information in it is used when Username is empty
+	Username   string
+	Password   string
+	Thumbprint string // SHA-1 or SHA-256 of the certificate, colon separated
+	CACerts    string // PEM file
+	Insecure   bool   // accept any certificate
+}
+
+// RepositoryConfig is a restic repository.
+type RepositoryConfig struct {
+	Location      string // restic's forms: /path, rest:, s3:, sftp:
+	Password      string
+	Environment   map[string]string // RESTIC_* and AWS_* variables for the backend
+	Options       map[string]string // restic's -o: s3.connections, sftp.command, ...
+	CacheDir      string            // empty: no cache of trees and indexes
+	Compression   string            // auto, off, fastest, better, max
+	PackSize      int               // MiB; 0: 16
+	LimitUpload   int               // KiB/s; 0: unlimited
+	LimitDownload int
+	LockWait      time.Duration // how long to wait for another's lock
+}
+
+// Limits bound what the engine asks of vSphere at a time. Zero means the default.
+type Limits struct {
+	Machines             int           // backed up at once: 4
+	MachinesPerHost      int           // 2
+	MachinesPerDatastore int           // 4
+	PartsPerMachine      int           // disk parts read at once: number of CPUs
+	FreeSpace            int64         // bytes a datastore must have free before a snapshot: 5 % of its capacity
+	SnapshotTimeout      time.Duration // 15 minutes
+}
+
+// Field is one field of [Config] as [Service.Schema] describes it.
+type Field struct {
+	Path       string // "repository.location"
+	Type       string // string, bool, integer, duration, list, map
+	Doc        string
+	Default    string
+	Required   bool
+	Sensitive  bool // never shown, never logged
+	Deprecated string
+}
