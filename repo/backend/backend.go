@@ -7,7 +7,9 @@ package backend
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/vmkeep/vmkeep/repo/restic"
@@ -32,16 +34,51 @@ type FileInfo struct {
 	Size int64
 }
 
+// Check refuses handles that do not name a file of a repository, so that no name from a listing, an index or a
+// command line ever becomes a path of its own making. The error is an [ErrPermanent].
+func (h Handle) Check() error {
+	switch h.Type {
+	case restic.ConfigFile:
+		if h.Name != "" {
+			return fmt.Errorf("config file with a name of its own, %q: %w", h.Name, ErrPermanent)
+		}
+		return nil
+	case restic.KeyFile, restic.LockFile, restic.SnapshotFile, restic.IndexFile, restic.PackFile:
+		if !IsName(h.Name) {
+			return fmt.Errorf("%s file %q: a name is 64 lower-case hexadecimal digits: %w", h.Type, h.Name, ErrPermanent)
+		}
+		return nil
+	}
+	return fmt.Errorf("file type %q is none of the repository format's: %w", h.Type, ErrPermanent)
+}
+
+// IsName reports whether name is that of a file other than config: 64 lower-case hexadecimal digits. Listings
+// skip everything else, which hides temporary files.
+func IsName(name string) bool {
+	if len(name) != 2*sha256.Size {
+		return false
+	}
+	for i := range len(name) {
+		if c := name[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
 // Backend stores the files of one repository.
 //
 // What is demanded of it:
 //   - Save is atomic and durable: when it returns nil the whole file survives a power cut; when it fails, no
 //     reader ever sees a part of it under its name. Files are never changed in place. Saving a name that
 //     exists is not an error when the stored file has the same length (content-addressed files are equal
-//     then); it never damages the existing file. Saving config twice fails with [ErrExist].
+//     then); with another length it fails with [ErrExist]. It never damages the existing file. Saving config
+//     twice fails with [ErrExist].
 //   - A file is visible to Load, Stat and List, of every client, once Save returned.
-//   - Load hands out exactly length bytes from offset (length 0: to the end), or fails. A range beyond the end
-//     is a permanent error. The reader is valid during fn only; fn's error is returned as it is (wrapped).
+//   - Load hands out exactly length bytes from offset (length 0: to the end), or fails. A range that ends beyond
+//     the end, or begins there (unless the file is empty), is a permanent error. The reader is valid during fn
+//     only; fn's error is returned as it is (wrapped). Under [Retry] fn runs again from the start of the range
+//     when reading failed.
 //   - A missing file is [ErrNotExist] from Load, Stat and Remove.
 //   - List tells each file of a type once, in any order, skips names that are not 64 hexadecimal digits, and
 //     gives an empty listing where nothing was ever saved. fn's error ends it and is returned.
