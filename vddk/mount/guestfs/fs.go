@@ -10,6 +10,9 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+
+	"github.com/vmkeep/vmkeep/chunker/extent"
+	"github.com/vmkeep/vmkeep/vddk/mount/device"
 )
 
 // FS is a guest's file system opened for reading, safe for concurrent use. It needs no closing: it holds memory
@@ -17,20 +20,28 @@ import (
 type FS struct {
 	d    Driver
 	info Info
+	dev  device.Device // what Run.Disk counts on, unless the driver is a Locator
 	dirs *dirs
 }
 
-// New wraps a driver.
-func New(d Driver) *FS { return &FS{d: d, info: d.Info(), dirs: newDirs()} }
-
-// Open opens format f on the sources, guarded against what the bytes may make the format do.
+// Open opens format f on the sources (one, but for formats that span devices), guarded against what the bytes
+// may make the format do.
 func Open(f Format, on []*Source) (fs *FS, err error) {
 	defer guard(&err)
 	d, err := f.Open(on)
 	if err != nil {
 		return nil, err
 	}
-	return New(d), nil
+	return &FS{d: d, info: d.Info(), dev: on[0].Device(), dirs: newDirs()}, nil
+}
+
+// Locate turns an extent of the volume, as [Run] gives it, into pieces of the machine's disks, in order.
+func (f *FS) Locate(e extent.Extent, emit func(device.Piece) bool) (err error) {
+	defer guard(&err)
+	if l, ok := f.d.(Locator); ok {
+		return l.Locate(e, emit)
+	}
+	return f.dev.Locate(e, emit)
 }
 
 // Probe asks f whether src is of its format, guarded likewise: damage in the first look is ErrUnknown's business

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
+	"github.com/vmkeep/vmkeep/vddk/mount/device"
 )
 
 // Questions callers ask of an error. A name that does not exist is fs.ErrNotExist.
@@ -202,6 +203,12 @@ type Driver interface {
 	Streams(ID) ([]Stream, error)
 	// Open opens a stream of a regular file; a file without the named stream is fs.ErrNotExist.
 	Open(id ID, stream string) (File, error)
+}
+
+// Locator is a Driver whose [Run.Disk] does not count bytes of the first device it was opened on (Btrfs: logical
+// addresses over several devices). It finds them on the disks itself.
+type Locator interface {
+	Locate(e extent.Extent, emit func(device.Piece) bool) error
 }
 
 // Ident is what the first look at a device tells.
