@@ -79,7 +79,8 @@ func IsName(name string) bool {
 //     the end, or begins there (unless the file is empty), is a permanent error. The reader is valid during fn
 //     only; fn's error is returned as it is (wrapped). Under [Retry] fn runs again from the start of the range
 //     when reading failed.
-//   - A missing file is [ErrNotExist] from Load, Stat and Remove.
+//   - A missing file is [ErrNotExist] from Load and Stat. Removing one is that or no error: stores differ, and
+//     asking first would double prune's requests.
 //   - List tells each file of a type once, in any order, skips names that are not 64 hexadecimal digits, and
 //     gives an empty listing where nothing was ever saved. fn's error ends it and is returned.
 //   - All methods are safe for concurrent use and return when ctx ends.

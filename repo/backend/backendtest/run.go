@@ -204,7 +204,9 @@ func reportsMissing(t *testing.T, b backend.Backend) {
 		if called {
 			t.Errorf("Load of the missing %s called back", h)
 		}
-		wantError(t, "Remove "+h.String(), b.Remove(t.Context(), h), backend.ErrNotExist)
+		if err := b.Remove(t.Context(), h); err != nil && !errors.Is(err, backend.ErrNotExist) {
+			t.Errorf("Remove %s: %v", h, err)
+		}
 	}
 }
 
