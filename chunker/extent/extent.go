@@ -53,6 +53,16 @@ func Of(es ...Extent) Set {
 // Valid reports whether the extent is a possible byte range: nothing negative, no overflow.
 func (e Extent) Valid() bool { return e.Off >= 0 && e.Len >= 0 && e.Off <= math.MaxInt64-e.Len }
 
+// Valid reports whether s is a set as every function of this package makes it: for one that was decoded or written by hand.
+func (s Set) Valid() bool {
+	for i, e := range s {
+		if !e.Valid() || e.Len == 0 || i > 0 && e.Off <= s[i-1].End() {
+			return false
+		}
+	}
+	return true
+}
+
 // merged joins touching and overlapping neighbours of a slice sorted by offset, in place.
 func (s Set) merged() Set {
 	out := s[:0]
