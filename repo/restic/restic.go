@@ -8,9 +8,10 @@
 package restic
 
 import (
-	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+
+	"github.com/minio/sha256-simd"
 )
 
 // ID names a file or a blob: a SHA-256.
