@@ -2,13 +2,16 @@ package mount
 
 import (
 	"github.com/vmkeep/vmkeep/vddk/mount/device"
+	"github.com/vmkeep/vmkeep/vddk/mount/ext4"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
 )
 
 // formats are what volumes are probed for, in order. Containers that may keep an older file system's superblock
 // in place come before file systems.
 func formats() []guestfs.Format {
-	return []guestfs.Format{}
+	return []guestfs.Format{
+		ext4.Format(),
+	}
 }
 
 // managers are the volume managers that look at all disks and partitions together.

@@ -55,8 +55,8 @@ type Volume struct {
 	// Name is unique in the machine: "scsi0-0" (a disk without partitions), "scsi0-0p1", "vg/root".
 	Name string
 	guestfs.Ident
-	Size  int64 // bytes
-	Table string // kind of the partition table it is in: "gpt", "dos", or "" (a whole disk, a logical volume)
+	Size  int64      // bytes
+	Table string     // kind of the partition table it is in: "gpt", "dos", or "" (a whole disk, a logical volume)
 	Part  part.Entry // the partition; Number 0 when it is none
 	// Paths are the device names the guest may know it by: "/dev/mapper/vg-root". Partitions have none:
 	// the names of disks depend on the guest.

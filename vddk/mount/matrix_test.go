@@ -1,0 +1,84 @@
+package mount_test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/vmkeep/vmkeep/vddk/mount"
+	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
+	"github.com/vmkeep/vmkeep/vddk/mount/mounttest"
+)
+
+// The matrix: real file systems, made by the real mkfs, filled through the kernel, read back by the kernel and by
+// us. Everything must be equal.
+
+const mib = 1 << 20
+
+func ext(options string) string { return "mke2fs -q -F -E nodiscard " + options }
+
+var extImages = map[string]mounttest.Image{
+	"ext4":            {Size: 160 * mib, Mkfs: ext("-t ext4"), Fill: grow(mounttest.Tree{Files: 3000, Names: 12000})},
+	"ext4 huge":       {Size: 128 * mib, Mkfs: ext("-t ext4"), Fill: grow(mounttest.Tree{Huge: true})},
+	"ext4 inline 1k":  {Size: 96 * mib, Mkfs: ext("-t ext4 -b 1024 -O inline_data -I 256")},
+	"ext4 64bit meta": {Size: 128 * mib, Mkfs: ext("-t ext4 -b 1024 -O 64bit,meta_bg,^resize_inode,ea_inode,inline_data,large_dir -I 512")},
+	"ext4 128":        {Size: 96 * mib, Mkfs: ext("-t ext4 -b 2048 -I 128"), Fill: grow(mounttest.Tree{Minor: true})},
+	"ext4 bigalloc":   {Size: 192 * mib, Mkfs: ext("-t ext4 -O bigalloc -C 16384")},
+	"ext4 quota":   {Size: 96 * mib, Mkfs: ext("-t ext4 -O quota,metadata_csum_seed,orphan_file")},
+	"ext4 no csum":    {Size: 96 * mib, Mkfs: ext("-t ext4 -O ^metadata_csum,^64bit,^flex_bg,sparse_super2"), Fill: grow(mounttest.Tree{Minor: true})},
+	"ext3":            {Size: 96 * mib, Mkfs: ext("-t ext3"), Fill: grow(mounttest.Tree{Minor: true, Names: 4000})},
+	"ext3 1k":         {Size: 96 * mib, Mkfs: ext("-t ext3 -b 1024"), Fill: grow(mounttest.Tree{Minor: true})},
+	"ext2 1k":         {Size: 96 * mib, Mkfs: ext("-t ext2 -b 1024"), Fill: grow(mounttest.Tree{Minor: true, Huge: false})},
+	"ext2 rev 0":      {Size: 96 * mib, Mkfs: ext("-t ext2 -r 0 -b 4096"), Fill: grow(mounttest.Tree{Minor: true})},
+}
+
+func grow(t mounttest.Tree) func(string) error {
+	return func(dir string) error { return mounttest.Grow(dir, t) }
+}
+
+func TestExtEqualsKernel(t *testing.T) {
+	mounttest.Need(t, "mke2fs", "mount")
+	for name, image := range extImages {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { equalsKernel(t, image) })
+	}
+}
+
+func equalsKernel(t *testing.T, image mounttest.Image) {
+	t.Parallel()
+	path, truth := image.Make(t, t.TempDir())
+	f := openOnly(t, path)
+	got, err := mounttest.Read(f)
+	if err != nil {
+		t.Errorf("read: %v", err)
+	}
+	if len(truth) < 1000 {
+		t.Errorf("the truth has %d entries only", len(truth))
+	}
+	for _, d := range mounttest.Diff(truth, got) {
+		t.Error(d)
+	}
+}
+
+// openOnly opens the one file system of an image.
+func openOnly(t testing.TB, path string) *guestfs.FS {
+	t.Helper()
+	img, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { img.Close() })
+	st, err := img.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := mount.Open([]mount.Disk{{Name: "disk", R: img, Size: st.Size()}})
+	vs := m.Volumes()
+	if len(vs) != 1 {
+		t.Fatalf("%d volumes, %v", len(vs), m.Problems())
+	}
+	f, err := vs[0].Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
