@@ -8,6 +8,7 @@
 package extent
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"slices"
@@ -38,15 +39,7 @@ func Of(es ...Extent) Set {
 			s = append(s, e)
 		}
 	}
-	slices.SortFunc(s, func(a, b Extent) int {
-		switch {
-		case a.Off < b.Off:
-			return -1
-		case a.Off > b.Off:
-			return 1
-		}
-		return 0
-	})
+	slices.SortFunc(s, func(a, b Extent) int { return cmp.Compare(a.Off, b.Off) })
 	return s.merged()
 }
 
@@ -165,12 +158,11 @@ func (s Set) Shift(delta int64) Set {
 func (s Set) Align(unit, size int64) Set {
 	out := make(Set, 0, len(s))
 	for _, e := range s {
-		lo := e.Off / unit * unit
-		hi := size
-		if e.End() <= size-(unit-1) {
-			hi = (e.End() + unit - 1) / unit * unit
+		lo, hi := e.Off/unit*unit, min(e.End(), size)
+		if r := hi % unit; r > 0 {
+			hi += min(unit-r, size-hi) // never beyond size, so that nothing overflows
 		}
-		if hi = min(hi, size); lo < hi {
+		if lo < hi {
 			out = append(out, Extent{lo, hi - lo})
 		}
 	}
@@ -178,11 +170,11 @@ func (s Set) Align(unit, size int64) Set {
 }
 
 // Complement is every byte of [0, size) that is not in s.
-func (s Set) Complement(size int64) Set { return Set{{0, size}}.drop().Subtract(s) }
-
-// drop removes empty extents.
-func (s Set) drop() Set {
-	return slices.DeleteFunc(s, func(e Extent) bool { return e.Len == 0 })
+func (s Set) Complement(size int64) Set {
+	if size <= 0 {
+		return nil
+	}
+	return Set{{0, size}}.Subtract(s)
 }
 
 // search returns the index of the first extent that ends after off, and whether it contains off.
