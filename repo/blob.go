@@ -75,25 +75,32 @@ func (r *Repository) decode(dst []byte, b restic.Blob, sealed []byte) ([]byte, e
 	return dst, nil
 }
 
-// loadEntry reads one copy of a blob.
+// loadEntry reads one copy of a blob, trees from the cache if it has them.
 func (r *Repository) loadEntry(ctx context.Context, e index.Entry) ([]byte, error) {
-	h := backend.Handle{Type: restic.PackFile, Name: e.Pack.String()}
-	if int64(e.Length) > int64(maxBlob(e.Type))+restic.Sealed {
+	if e.Type == restic.TreeBlob {
+		h := backend.Handle{Type: restic.PackFile, Name: e.Pack.String()}
+		if sealed, ok := r.cache.slice(ctx, r, h, e.Blob); ok {
+			if out, err := r.decode(nil, e.Blob, sealed); err == nil {
+				return out, nil
+			}
+			r.cache.drop(h)
+		}
+	}
+	return r.loadStored(ctx, e)
+}
+
+// loadStored reads one copy of a blob from the store.
+func (r *Repository) loadStored(ctx context.Context, e index.Entry) ([]byte, error) {
+	if uint64(e.Length) > maxBlob(e.Type)+restic.Sealed {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", e.BlobHandle, ErrDamaged, e.Length)
 	}
 	sealed := make([]byte, e.Length)
-	if e.Type == restic.TreeBlob && r.cache.readAt(ctx, r, h, sealed, int64(e.Offset)) {
-		if out, err := r.decode(nil, e.Blob, sealed); err == nil {
-			return out, nil
-		}
-		r.cache.drop(h)
-	}
 	if err := r.readPack(ctx, e.Pack, int64(e.Offset), sealed); err != nil {
 		return nil, err
 	}
 	out, err := r.decode(nil, e.Blob, sealed)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", h, err)
+		return nil, fmt.Errorf("data/%s: %w", e.Pack, err)
 	}
 	return out, nil
 }
@@ -131,12 +138,21 @@ func (r *Repository) LoadBlob(ctx context.Context, h restic.BlobHandle) ([]byte,
 
 // loadCopy tries all copies of a blob. If none is good, why tells what is wrong with each; err is set if the store fails.
 func (r *Repository) loadCopy(ctx context.Context, x *index.Index, h restic.BlobHandle) (data []byte, why, err error) {
+	return r.tryCopies(x, h, func(e index.Entry) ([]byte, error) { return r.loadEntry(ctx, e) })
+}
+
+// loadCopyPastCache is loadCopy for those who want to know what is on the store.
+func (r *Repository) loadCopyPastCache(ctx context.Context, x *index.Index, h restic.BlobHandle) (data []byte, why, err error) {
+	return r.tryCopies(x, h, func(e index.Entry) ([]byte, error) { return r.loadStored(ctx, e) })
+}
+
+func (r *Repository) tryCopies(x *index.Index, h restic.BlobHandle, load func(index.Entry) ([]byte, error)) (data []byte, why, err error) {
 	entries := x.Lookup(nil, h)
 	if len(entries) == 0 {
 		return nil, r.notFound(), nil
 	}
 	for _, e := range entries {
-		data, err := r.loadEntry(ctx, e)
+		data, err := load(e)
 		if err == nil {
 			return data, nil, nil
 		}

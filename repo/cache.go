@@ -19,7 +19,8 @@ func (c *diskCache) put(backend.Handle, []byte) {}
 // keep removes files of a type that the repository has no more.
 func (c *diskCache) keep(restic.FileType, map[restic.ID]int64) {}
 
-func (c *diskCache) readAt(context.Context, *Repository, backend.Handle, []byte, int64) bool {
-	return false
+func (c *diskCache) slice(context.Context, *Repository, backend.Handle, restic.Blob) ([]byte, bool) {
+	return nil, false
 }
+
 func (c *diskCache) drop(backend.Handle) {}
