@@ -1,34 +1,17 @@
 package vsphere
 
-import "time"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
 
-// Level is how consistent a snapshot is.
-type Level string
-
-// The levels, best first.
-const (
-	LevelApplication Level = "app"   // applications flushed: VSS on Windows, custom scripts on Linux
-	LevelFileSystem  Level = "fs"    // file systems frozen by VMware Tools
-	LevelCrash       Level = "crash" // as after a power cut
-	LevelOff         Level = "off"   // the machine was off: nothing in flight
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
 )
-
-// Quiesce is the ladder a snapshot climbs down until a rung holds.
-type Quiesce struct {
-	Best    Level         // first try; empty: LevelApplication
-	Worst   Level         // last resort; empty: LevelCrash. Below it [ErrQuiesce].
-	Timeout time.Duration // of one try; 0: 15 minutes
-	VSS     VSS           // LevelApplication on Windows
-}
-
-// VSS are the options of an application-consistent snapshot of a Windows guest
-// (VirtualMachineWindowsQuiesceSpec in the API, from 6.5 on).
-type VSS struct {
-	Backup      string        // VSS backup type: "full", "copy" (default), "incremental", "differential", "log"
-	Bootable    bool          // include the bootable system state
-	Partial     bool          // allow writers to be left out
-	FreezeLimit time.Duration // how long writers may be frozen; 0: VMware Tools' default
-}
 
 // SnapshotOptions asks for a snapshot.
 type SnapshotOptions struct {
@@ -36,13 +19,14 @@ type SnapshotOptions struct {
 	Quiesce   Quiesce
 	MinFree   int64              // bytes that every datastore of the machine must have free, before and while the snapshot lives; 0: no guard
 	Watch     time.Duration      // distance of looks at the free space while it lives; 0: 30 seconds
-	Phase     func(phase string) // told "quiesce app", "snapshot", "remove", "consolidate"; nil: nobody listens
+	Phase     func(phase string) // told "snapshot", "read", "remove", "consolidate"; nil: nobody listens
 }
 
-// Lowered tells that a level was tried in vain, or not tried.
+// Lowered tells that a level was tried in vain, or could not be tried.
 type Lowered struct {
-	From   Level
-	Reason string
+	From    Level
+	Reason  string
+	Natural bool // the guest has nothing better: no reason to worry
 }
 
 // SnapshotReport is what became of a snapshot.
@@ -71,7 +55,8 @@ type Snapshot struct {
 // ID is the managed object id; empty when the machine is read without a snapshot, as templates are.
 func (s *Snapshot) ID() string { return s.id }
 
-// Disks are the disks as they are frozen, in the order of their names. Path names the frozen link.
+// Disks are the disks as they are frozen, in the order of their names. Path names the frozen link. Disks that no
+// snapshot holds are listed too, as the running machine has them, with Unprotected telling why.
 func (s *Snapshot) Disks() []Disk { return s.disks }
 
 // State is the machine at the time of the snapshot; ConfigInfo is the snapshot's own.
@@ -85,3 +70,468 @@ func (s *Snapshot) Lowered() []Lowered { return s.low }
 
 // Taken is when the snapshot was taken, by vSphere's clock.
 func (s *Snapshot) Taken() time.Time { return s.taken }
+
+// WithSnapshot runs fn with a snapshot of the machine and removes it: after fn returned, failed or panicked, after ctx
+// ended, with a new session when the old one died. It waits until the snapshot is seen to be gone from the tree, and
+// consolidates disks that need it afterwards. What could not be removed is an [ErrLeftover], stays in the journal and
+// is found by [Client.Recover].
+//
+// The snapshot never holds memory. Snapshots of others are not touched, neither below ours nor above. Templates, which
+// cannot be snapshotted, are read as they lie, and were so all along: if one was changed meanwhile, that is an error.
+// fn's context ends when a datastore falls below MinFree; its cause is [ErrSpace] then.
+//
+// The report is valid also when an error is returned.
+func (v *VM) WithSnapshot(ctx context.Context, opts SnapshotOptions, fn func(context.Context, *Snapshot) error) (report SnapshotReport, err error) {
+	phase := func(name string) {
+		if opts.Phase != nil {
+			opts.Phase(name)
+		}
+	}
+	if opts.Operation == nil {
+		return report, &Error{Kind: ErrInvalid, Summary: "no operation is given for the snapshot", Remedy: "begin one with Journal.Begin"}
+	}
+	ladder, err := opts.Quiesce.ladder()
+	if err != nil {
+		return report, err
+	}
+	live, err := v.State(ctx)
+	if err != nil {
+		return report, err
+	}
+	if live.Template {
+		return v.withoutSnapshot(ctx, live, fn)
+	}
+	if err := v.guard(ctx, opts.MinFree); err != nil {
+		return report, err
+	}
+	report.Name = opts.Operation.snapshotName()
+	mark, err := opts.Operation.announce(entry{Kind: EntrySnapshot, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: report.Name})
+	if err != nil {
+		return report, err
+	}
+	t := &taking{v: v, op: opts.Operation, quiesce: opts.Quiesce}
+	defer func() {
+		// Also on panic and on runtime.Goexit. err is still nil then and nobody reads it.
+		after, cancel := v.c.afterwards(ctx)
+		defer cancel()
+		phase("remove")
+		if e := v.remove(after, t, &report, phase); e != nil {
+			err = errors.Join(err, e)
+			return
+		}
+		if e := mark.strike(); e != nil {
+			err = errors.Join(err, e)
+		}
+	}()
+
+	phase("snapshot")
+	taken, err := t.climb(ctx, live, ladder)
+	report.Level, report.Lowered = t.level, t.low
+	if err != nil {
+		return report, err
+	}
+	report.ID, report.Taken = taken.ID, taken.Created
+	if err := mark.note(taken.ID); err != nil {
+		return report, err
+	}
+	s, err := v.frozen(ctx, live, taken)
+	if err != nil {
+		return report, err
+	}
+	s.level, s.low = t.level, t.low
+
+	phase("read")
+	watched, stop := v.watch(ctx, opts)
+	defer stop()
+	if err := fn(watched, s); err != nil {
+		if ctx.Err() == nil && watched.Err() != nil {
+			return report, errors.Join(context.Cause(watched), err)
+		}
+		return report, err
+	}
+	return report, nil
+}
+
+// withoutSnapshot runs fn on a template. Its disks are closed and nobody writes to them unless it becomes a machine.
+func (v *VM) withoutSnapshot(ctx context.Context, live *State, fn func(context.Context, *Snapshot) error) (SnapshotReport, error) {
+	s := &Snapshot{vm: v, state: live, disks: live.Disks, level: LevelOff}
+	var err error
+	if s.taken, err = v.c.Now(ctx); err != nil {
+		return SnapshotReport{}, err
+	}
+	report := SnapshotReport{Level: LevelOff, Taken: s.taken, Removed: true}
+	if err := fn(ctx, s); err != nil {
+		return report, err
+	}
+	vm, err := v.read(ctx, "config.template", "config.changeVersion")
+	if err != nil {
+		return report, err
+	}
+	if vm.Config == nil || !vm.Config.Template || vm.Config.ChangeVersion != live.ChangeVersion {
+		return report, &Error{Kind: ErrSnapshot, Object: v.label(), Summary: fmt.Sprintf("template %s was changed while it was read", v.label()), Remedy: "back it up again"}
+	}
+	return report, nil
+}
+
+// frozen reads the snapshot's own configuration.
+func (v *VM) frozen(ctx context.Context, live *State, taken SnapshotInfo) (*Snapshot, error) {
+	var ms mo.VirtualMachineSnapshot
+	if err := v.c.one(ctx, ref{Type: "VirtualMachineSnapshot", Value: taken.ID}, []string{"config"}, &ms); err != nil {
+		return nil, fmt.Errorf("read the snapshot of %s: %w", v.label(), err)
+	}
+	state := *live
+	var err error
+	if state.ConfigInfo, err = encodeConfig(ms.Config); err != nil {
+		return nil, fmt.Errorf("snapshot of %s: %w", v.label(), err)
+	}
+	state.Disks = disksOf(ms.Config.Hardware.Device)
+	s := &Snapshot{vm: v, id: taken.ID, state: &state, disks: state.Disks, taken: taken.Created}
+	return s, nil
+}
+
+// taking is the making of a snapshot. It remembers what a cleanup needs to know.
+type taking struct {
+	v       *VM
+	op      *Operation
+	quiesce Quiesce
+	level   Level
+	low     []Lowered
+
+	tasks   []ref // creations begun
+	unknown bool  // a creation's answer was lost: there may be one more
+}
+
+// lower notes that the ladder goes down a rung.
+func (t *taking) lower(from Level, reason string, natural bool) {
+	t.low = append(t.low, Lowered{From: from, Reason: reason, Natural: natural})
+}
+
+// climb takes the snapshot at the best level of the ladder that holds.
+func (t *taking) climb(ctx context.Context, live *State, ladder []Level) (SnapshotInfo, error) {
+	var failed error
+	for i, level := range ladder {
+		if reason, natural := unfit(level, live); reason != "" {
+			t.lower(level, reason, natural)
+			failed = &Error{Kind: ErrQuiesce, Object: t.v.label(), Summary: fmt.Sprintf("machine %s: no snapshot of consistency %q: %s", t.v.label(), level, reason),
+				Remedy: "allow a lower consistency, or mend the reason"}
+			continue
+		}
+		s, err := t.try(ctx, level, live)
+		if err == nil {
+			t.level = level
+			if live.Power == PoweredOff {
+				t.level = LevelOff
+			}
+			return s, nil
+		}
+		if ctx.Err() != nil {
+			return SnapshotInfo{}, fmt.Errorf("snapshot of %s: %w", t.v.label(), context.Cause(ctx))
+		}
+		failed = err
+		if level == LevelCrash || !quiesceMayBeGuilty(err) {
+			return SnapshotInfo{}, snapshotError(t.v, err)
+		}
+		t.lower(level, err.Error(), false)
+		t.v.c.log.Warn("quiesced snapshot failed", "machine", t.v.label(), "level", string(level), "error", err)
+		// A try may have left a snapshot behind that is not good enough, or one whose answer was lost.
+		if i+1 < len(ladder) {
+			if err := t.clear(ctx); err != nil {
+				return SnapshotInfo{}, err
+			}
+		}
+	}
+	var e *Error
+	if errors.As(failed, &e) && e.Kind == ErrQuiesce {
+		return SnapshotInfo{}, e
+	}
+	return SnapshotInfo{}, &Error{Kind: ErrQuiesce, Object: t.v.label(), Err: failed, Summary: fmt.Sprintf("machine %s cannot be quiesced as demanded", t.v.label()),
+		Remedy: "allow a lower consistency, or look at VMware Tools and the VSS writers in the guest"}
+}
+
+// snapshotError makes sure that a failed creation answers to ErrSnapshot or something more precise.
+func snapshotError(v *VM, err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	remedy := "look at the machine's events in vSphere"
+	var many *types.TooManySnapshotLevels
+	if asFault(err, &many) {
+		remedy = "remove snapshots of the machine: it has reached the highest number"
+	}
+	if strings.Contains(err.Error(), "ctk") {
+		remedy = "a stale *-ctk.vmdk is in the way: reset change tracking of the machine"
+	}
+	return &Error{Kind: ErrSnapshot, Object: v.label(), Summary: "machine " + v.label() + " cannot be snapshotted", Err: err, Remedy: remedy}
+}
+
+// try takes one snapshot.
+func (t *taking) try(ctx context.Context, level Level, live *State) (SnapshotInfo, error) {
+	quiesced := level != LevelCrash && live.Power == PoweredOn
+	limit, cancel := context.WithTimeout(ctx, t.quiesce.timeout())
+	defer cancel()
+	what := "snapshot of " + t.v.label()
+	for attempt := 0; ; attempt++ {
+		var task ref
+		result, err := t.v.c.run(limit, what, func(ctx context.Context) (ref, error) {
+			var err error
+			task, err = t.create(ctx, level, quiesced, live)
+			return task, err
+		})
+		if err != nil && limit.Err() != nil && ctx.Err() == nil && task.Value != "" {
+			// Too slow. The task would go on and surprise us later: stop it, and take its result if it made it.
+			result, err = t.stop(ctx, task)
+		}
+		if err != nil && ctx.Err() == nil && attempt < 3 && t.unknown && errors.Is(err, ErrUnreachable) {
+			// The answer was lost; the snapshot may be there, or be on its way.
+			s, found, e := t.find(ctx)
+			if e != nil {
+				return SnapshotInfo{}, errors.Join(err, e)
+			}
+			if found {
+				return t.accept(s, level, quiesced, live)
+			}
+			continue
+		}
+		if err != nil {
+			return SnapshotInfo{}, err
+		}
+		made, ok := result.(ref)
+		if !ok {
+			return SnapshotInfo{}, fmt.Errorf("%s: the task returned %T instead of a snapshot", what, result)
+		}
+		list, err := t.v.snapshots(ctx)
+		if err != nil {
+			return SnapshotInfo{}, err
+		}
+		for _, s := range list {
+			if s.ID == made.Value {
+				return t.accept(s, level, quiesced, live)
+			}
+		}
+		return SnapshotInfo{}, &Error{Kind: ErrSnapshot, Object: t.v.label(), Summary: fmt.Sprintf("%s: %s was made and is gone", what, made.Value),
+			Remedy: "somebody else removes snapshots: see the machine's events"}
+	}
+}
+
+// accept checks that a snapshot is as quiesced as it was asked to be: vSphere ignores the wish in silence when the
+// guest cannot.
+func (t *taking) accept(s SnapshotInfo, level Level, quiesced bool, live *State) (SnapshotInfo, error) {
+	if quiesced && !s.Quiesced {
+		return SnapshotInfo{}, &Error{Kind: ErrQuiesce, Object: t.v.label(), Summary: fmt.Sprintf("machine %s: vSphere took the snapshot without quiescing", t.v.label()),
+			Remedy: "look at VMware Tools in the guest"}
+	}
+	return s, nil
+}
+
+// create starts the creation.
+func (t *taking) create(ctx context.Context, level Level, quiesced bool, live *State) (ref, error) {
+	name, desc := t.op.snapshotName(), t.op.mark()
+	var task ref
+	var err error
+	if quiesced && windowsGuest(live) {
+		var res *types.CreateSnapshotEx_TaskResponse
+		res, err = methods.CreateSnapshotEx_Task(ctx, t.v.c.vim, &types.CreateSnapshotEx_Task{This: t.v.ref(), Name: name, Description: desc, QuiesceSpec: t.quiesce.vss(level)})
+		if err == nil {
+			task = res.Returnval
+		}
+	} else {
+		var res *types.CreateSnapshot_TaskResponse
+		res, err = methods.CreateSnapshot_Task(ctx, t.v.c.vim, &types.CreateSnapshot_Task{This: t.v.ref(), Name: name, Description: desc, Quiesce: quiesced})
+		if err == nil {
+			task = res.Returnval
+		}
+	}
+	if err != nil {
+		var f types.BaseMethodFault
+		if _, isFault := fault.As(err, &f); !isFault {
+			t.unknown = true
+		}
+		return ref{}, err
+	}
+	t.tasks = append(t.tasks, task)
+	return task, nil
+}
+
+// stopGrace is how long a cancelled creation may take to end: a guest that is being thawed is not interrupted.
+const stopGrace = 5 * time.Minute
+
+// stop cancels a task and waits for its end, whichever it is.
+func (t *taking) stop(ctx context.Context, task ref) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	if _, err := methods.CancelTask(ctx, t.v.c.vim, &types.CancelTask{This: task}); err != nil {
+		t.v.c.log.Debug("snapshot task not cancelled", "task", task.Value, "error", err)
+	}
+	result, err := t.v.c.wait(ctx, task)
+	if err != nil {
+		return nil, &Error{Kind: ErrQuiesce, Object: t.v.label(), Err: plain(err), Summary: fmt.Sprintf("machine %s: the snapshot took longer than %v", t.v.label(), t.quiesce.timeout()),
+			Remedy: "raise the timeout, or look at VMware Tools and the load of the guest"}
+	}
+	return result, nil
+}
+
+// settle waits until no creation of a snapshot runs on the machine.
+func (t *taking) settle(ctx context.Context) error {
+	for _, task := range t.tasks {
+		if _, err := t.v.c.wait(ctx, task); err != nil && ctx.Err() != nil {
+			return err
+		}
+	}
+	if !t.unknown {
+		return nil
+	}
+	for attempt := 0; ; attempt++ {
+		vm, err := t.v.read(ctx, "recentTask")
+		if err != nil {
+			return err
+		}
+		var tasks []mo.Task
+		if err := t.v.c.retrieve(ctx, vm.RecentTask, []string{"info"}, &tasks); err != nil && !isNotFound(err) {
+			return err
+		}
+		busy := false
+		for _, k := range tasks {
+			running := k.Info.State == types.TaskInfoStateQueued || k.Info.State == types.TaskInfoStateRunning
+			busy = busy || running && strings.Contains(strings.ToLower(k.Info.DescriptionId+k.Info.Name), "createsnapshot")
+		}
+		if !busy {
+			return nil
+		}
+		if err := sleep(ctx, t.v.c.poll(attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+// find looks for the operation's snapshot after all creations ended.
+func (t *taking) find(ctx context.Context) (SnapshotInfo, bool, error) {
+	if err := t.settle(ctx); err != nil {
+		return SnapshotInfo{}, false, err
+	}
+	list, err := t.v.snapshots(ctx)
+	for _, s := range list {
+		if s.Operation == t.op.id {
+			return s, true, nil
+		}
+	}
+	return SnapshotInfo{}, false, err
+}
+
+// clear removes what a try left behind.
+func (t *taking) clear(ctx context.Context) error {
+	if err := t.settle(ctx); err != nil {
+		return err
+	}
+	return t.v.removeSnapshots(ctx, func(s SnapshotInfo) bool { return s.Operation == t.op.id })
+}
+
+// remove removes the operation's snapshot from the machine, verified, and consolidates.
+func (v *VM) remove(ctx context.Context, t *taking, report *SnapshotReport, phase func(string)) error {
+	leftover := func(err error) error {
+		return &Error{Kind: ErrLeftover, Object: v.label(), Summary: fmt.Sprintf("the snapshot %s of machine %s could not be removed", report.Name, v.label()), Err: err,
+			Remedy: "run vmkeep recover; if it fails too, remove the snapshot in vSphere"}
+	}
+	if err := t.settle(ctx); err != nil && !isNotFound(err) {
+		return leftover(err)
+	}
+	if err := v.removeSnapshots(ctx, func(s SnapshotInfo) bool { return s.Operation == t.op.id || report.ID != "" && s.ID == report.ID }); err != nil {
+		return leftover(err)
+	}
+	report.Removed = true
+	done, err := v.consolidate(ctx, phase)
+	report.Consolidated = done
+	if err != nil && !isNotFound(err) {
+		report.Warnings = append(report.Warnings, fmt.Sprintf("the disks of %s need consolidation, which failed: %v; consolidate them in vSphere, or they keep growing", v.label(), err))
+	}
+	return nil
+}
+
+// removeTries is how often a removal that fails is tried again; busy machines and lost connections are waited for
+// without counting.
+const removeTries = 6
+
+// removeSnapshots removes the machine's snapshots that are ours by the given test and reads the tree until none is
+// left. Snapshots taken on top of them stay. A machine that is gone has none.
+func (v *VM) removeSnapshots(ctx context.Context, ours func(SnapshotInfo) bool) error {
+	var last error
+	for attempt := 0; ; attempt++ {
+		list, err := v.snapshots(ctx)
+		if isNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		n := 0
+		for _, s := range list {
+			if !ours(s) {
+				continue
+			}
+			n++
+			if attempt == removeTries {
+				continue
+			}
+			yes := true
+			_, last = v.c.run(ctx, "remove snapshot "+s.Name+" of "+v.label(), func(ctx context.Context) (ref, error) {
+				res, err := methods.RemoveSnapshot_Task(ctx, v.c.vim, &types.RemoveSnapshot_Task{This: ref{Type: "VirtualMachineSnapshot", Value: s.ID}, Consolidate: &yes})
+				if err != nil {
+					return ref{}, err
+				}
+				return res.Returnval, nil
+			})
+			if last != nil {
+				v.c.log.Warn("snapshot not removed", "machine", v.label(), "snapshot", s.Name, "error", last)
+			}
+		}
+		if n == 0 {
+			return nil
+		}
+		if attempt == removeTries {
+			if last == nil {
+				last = errors.New("it is still in the tree after it was removed")
+			}
+			return last
+		}
+		if last != nil {
+			if err := sleep(ctx, v.c.s.backoff(attempt)); err != nil {
+				return errors.Join(last, err)
+			}
+		}
+	}
+}
+
+// consolidate merges deltas that a removal left behind and reports whether it had to.
+func (v *VM) consolidate(ctx context.Context, phase func(string)) (bool, error) {
+	var last error
+	for attempt := range 3 {
+		vm, err := v.read(ctx, "runtime.consolidationNeeded")
+		if err != nil {
+			return false, err
+		}
+		if !vm.Runtime.ConsolidationNeeded {
+			return attempt > 0, nil
+		}
+		phase("consolidate")
+		_, last = v.c.run(ctx, "consolidate the disks of "+v.label(), func(ctx context.Context) (ref, error) {
+			res, err := methods.ConsolidateVMDisks_Task(ctx, v.c.vim, &types.ConsolidateVMDisks_Task{This: v.ref()})
+			if err != nil {
+				return ref{}, err
+			}
+			return res.Returnval, nil
+		})
+		if last != nil {
+			if err := sleep(ctx, v.c.s.backoff(attempt)); err != nil {
+				return false, errors.Join(last, err)
+			}
+		}
+	}
+	vm, err := v.read(ctx, "runtime.consolidationNeeded")
+	if err == nil && !vm.Runtime.ConsolidationNeeded {
+		return true, nil
+	}
+	if last == nil {
+		last = errors.New("it is still needed after it was done")
+	}
+	return false, last
+}

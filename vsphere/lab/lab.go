@@ -33,12 +33,14 @@ import (
 
 // Options describe the vSphere to embed. The zero value is a vCenter with two clusters and no machines.
 type Options struct {
-	Dir      string // where disks lie; empty: a temporary directory, removed by Close
-	Address  string // host:port to listen on, empty: a free port of the loopback interface
-	User     string // administrator, empty: administrator@vsphere.local
-	Password string // empty: lab
-	Users    []User // more accounts
-	ESX      bool   // a single ESXi host instead of a vCenter
+	Dir     string // where disks lie; empty: a temporary directory, removed by Close
+	Address string // host:port to listen on, empty: a free port of the loopback interface
+	// NFCAddress is the same for the disk server.
+	NFCAddress string
+	User       string // administrator, empty: administrator@vsphere.local
+	Password   string // empty: lab
+	Users      []User // more accounts
+	ESX        bool   // a single ESXi host instead of a vCenter
 
 	Inventory Inventory
 	Machines  []Machine
@@ -48,6 +50,7 @@ type Options struct {
 	FineGrain              int64         // the same for hardware version 17 and up (CBT v2), 0: Grain
 	StarIsWholeDisk        bool          // changeId "*" tells nothing about allocation, as on NFS
 	RevertRestartsTracking bool          // a revert begins a new tracking instance instead of resuming the snapshot's
+	TicketPEM              bool          // tickets carry the certificate instead of its thumbprint, as vSphere 9's
 	MoveKeepsTracking      bool          // storage migration keeps the tracking instance
 	SessionIdle            time.Duration // idle sessions end after this, 0: never
 	SessionAge             time.Duration // every session ends after this, 0: never
@@ -149,7 +152,7 @@ func (l *Lab) start(ctx context.Context, opt Options) (err error) {
 			&types.OptionValue{Key: "config.vmacore.soap.sessionTimeout", Value: opt.SessionIdle.String()})
 	}
 	l.server = m.Service.NewServer()
-	return s.startNFC(l.cert)
+	return s.startNFC()
 }
 
 // Close stops the servers, waits for running tasks and removes what Start made.

@@ -1,0 +1,613 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmware/govmomi/fault"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// pageSize is how many objects one answer holds while the inventory is walked. It bounds memory: a machine with its
+// devices is some 10 KiB on the wire, a few hundred bytes as [Machine].
+const pageSize = 100
+
+type ref = types.ManagedObjectReference
+
+// retrieve loads properties of single objects into dst, a slice of a mo type. Properties that cannot be read for lack
+// of a right stay empty.
+func (c *Client) retrieve(ctx context.Context, objs []ref, paths []string, dst any) error {
+	if len(objs) == 0 {
+		return nil
+	}
+	byType := make(map[string]bool)
+	var spec types.PropertyFilterSpec
+	for _, o := range objs {
+		spec.ObjectSet = append(spec.ObjectSet, types.ObjectSpec{Obj: o})
+		if !byType[o.Type] {
+			byType[o.Type] = true
+			spec.PropSet = append(spec.PropSet, types.PropertySpec{Type: o.Type, PathSet: paths})
+		}
+	}
+	return c.pass(ctx, func() error {
+		content, err := c.pages(ctx, spec, nil)
+		if err != nil {
+			return err
+		}
+		return mo.LoadObjectContent(content, dst)
+	})
+}
+
+// one loads properties of one object into dst, a pointer to a mo struct.
+func (c *Client) one(ctx context.Context, obj ref, paths []string, dst any) error {
+	spec := types.PropertyFilterSpec{
+		ObjectSet: []types.ObjectSpec{{Obj: obj}},
+		PropSet:   []types.PropertySpec{{Type: obj.Type, PathSet: paths}},
+	}
+	return c.pass(ctx, func() error {
+		content, err := c.pages(ctx, spec, nil)
+		if err != nil {
+			return err
+		}
+		if len(content) == 0 {
+			return &Error{Kind: ErrNotFound, Object: obj.String(), Summary: obj.String() + " is gone", Remedy: "it was removed meanwhile: list again"}
+		}
+		return mo.LoadObjectContent(content, dst)
+	})
+}
+
+// all loads properties of every object of a kind into dst, a slice of a mo type.
+func (c *Client) all(ctx context.Context, kind string, paths []string, dst any) error {
+	var content []types.ObjectContent
+	err := c.walk(ctx, map[string][]string{kind: paths}, func() { content = nil }, func(o types.ObjectContent) error {
+		content = append(content, o)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return mo.LoadObjectContent(content, dst)
+}
+
+// pass runs fn, and runs it again when the session changed underneath: views and paging tokens die with theirs.
+func (c *Client) pass(ctx context.Context, fn func() error) error {
+	for attempt := 0; ; attempt++ {
+		n, _ := c.s.generation()
+		err := fn()
+		if err == nil || ctx.Err() != nil || attempt == 3 {
+			return err
+		}
+		if fault.Is(err, &types.NotAuthenticated{}) { // told per property, not per call
+			if err := c.s.login(ctx, n); err != nil {
+				return err
+			}
+			continue
+		}
+		if now, _ := c.s.generation(); now == n {
+			return err
+		}
+	}
+}
+
+// walk visits every object of the given kinds below the root folder, in one pass of the property collector, page by
+// page. restart is called before each attempt: what was visited before does not count any more.
+func (c *Client) walk(ctx context.Context, kinds map[string][]string, restart func(), visit func(types.ObjectContent) error) error {
+	return c.pass(ctx, func() error {
+		restart()
+		names := make([]string, 0, len(kinds))
+		for k := range kinds {
+			names = append(names, k)
+		}
+		slices.Sort(names)
+		view, err := methods.CreateContainerView(ctx, c.vim, &types.CreateContainerView{
+			This: *c.vim.ServiceContent.ViewManager, Container: c.vim.ServiceContent.RootFolder, Type: names, Recursive: true})
+		if err != nil {
+			return err
+		}
+		defer func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			if _, err := methods.DestroyView(ctx, c.vim, &types.DestroyView{This: view.Returnval}); err != nil {
+				c.log.Debug("view not destroyed", "error", err) // it goes with the session
+			}
+		}()
+		yes := true
+		spec := types.PropertyFilterSpec{ObjectSet: []types.ObjectSpec{{
+			Obj: view.Returnval, Skip: &yes,
+			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: "ContainerView", Path: "view"}},
+		}}}
+		for _, k := range names {
+			spec.PropSet = append(spec.PropSet, types.PropertySpec{Type: k, PathSet: kinds[k]})
+		}
+		_, err = c.pages(ctx, spec, visit)
+		return err
+	})
+}
+
+// pages asks for everything spec selects. With visit the objects are handed over page by page and not kept.
+func (c *Client) pages(ctx context.Context, spec types.PropertyFilterSpec, visit func(types.ObjectContent) error) ([]types.ObjectContent, error) {
+	pc := c.vim.ServiceContent.PropertyCollector
+	res, err := methods.RetrievePropertiesEx(ctx, c.vim, &types.RetrievePropertiesEx{This: pc,
+		SpecSet: []types.PropertyFilterSpec{spec}, Options: types.RetrieveOptions{MaxObjects: pageSize}})
+	if err != nil {
+		return nil, err
+	}
+	var kept []types.ObjectContent
+	for page := res.Returnval; page != nil; {
+		for _, o := range page.Objects {
+			for _, m := range o.MissingSet {
+				if fault.Is(m.Fault.Fault, &types.NotAuthenticated{}) {
+					return nil, fmt.Errorf("read properties: %w", faultError{m.Fault})
+				}
+			}
+			o.MissingSet = nil
+			if visit == nil {
+				kept = append(kept, o)
+			} else if err := visit(o); err != nil {
+				return nil, err
+			}
+		}
+		if page.Token == "" {
+			break
+		}
+		next, err := methods.ContinueRetrievePropertiesEx(ctx, c.vim, &types.ContinueRetrievePropertiesEx{This: pc, Token: page.Token})
+		if err != nil {
+			return nil, err
+		}
+		page = &next.Returnval
+	}
+	return kept, nil
+}
+
+// faultError is a fault that came in data: in a task's result or a missing property, not as the answer to a call.
+type faultError struct{ f types.LocalizedMethodFault }
+
+func (e faultError) Error() string {
+	if e.f.LocalizedMessage != "" {
+		return e.f.LocalizedMessage
+	}
+	return strings.TrimPrefix(fmt.Sprintf("%T", e.f.Fault), "*types.")
+}
+
+// Fault lets govmomi's fault package look inside.
+func (e faultError) Fault() types.BaseMethodFault { return e.f.Fault }
+
+// node is a named object of the inventory.
+type node struct {
+	name   string // as the API gives it: '/', '\' and '%' escaped
+	parent ref
+}
+
+// tree is the inventory around the machines: what names their places.
+type tree struct {
+	root  ref
+	nodes map[ref]node
+	attrs map[int32]string // custom attribute key -> name
+}
+
+// treeKinds are the properties a tree is made of.
+func treeKinds() map[string][]string {
+	np := []string{"name", "parent"}
+	return map[string][]string{"Folder": np, "Datacenter": np, "ComputeResource": np, "HostSystem": np, "ResourcePool": np, "Datastore": np, "Network": np}
+}
+
+func (c *Client) newTree() *tree {
+	return &tree{root: c.vim.ServiceContent.RootFolder, nodes: make(map[ref]node)}
+}
+
+// add takes an object's name and parent.
+func (t *tree) add(o types.ObjectContent) {
+	var n node
+	for _, p := range o.PropSet {
+		switch v := p.Val.(type) {
+		case string:
+			if p.Name == "name" {
+				n.name = v
+			}
+		case ref:
+			if p.Name == "parent" {
+				n.parent = v
+			}
+		}
+	}
+	t.nodes[o.Obj] = n
+}
+
+// path is the inventory path of an object: "/DC0/vm/web". Names stay escaped, so that it can be given back.
+func (t *tree) path(r ref) string {
+	var parts []string
+	for r.Value != "" && r != t.root && len(parts) < 64 {
+		n, ok := t.nodes[r]
+		if !ok {
+			break
+		}
+		parts = append(parts, n.name)
+		r = n.parent
+	}
+	slices.Reverse(parts)
+	return "/" + strings.Join(parts, "/")
+}
+
+// name is an object's name, unescaped.
+func (t *tree) name(r ref) string { return unescape(t.nodes[r].name) }
+
+// above finds the nearest object of a kind above r, r included.
+func (t *tree) above(r ref, kinds ...string) ref {
+	for range 64 {
+		if slices.Contains(kinds, r.Type) {
+			return r
+		}
+		n, ok := t.nodes[r]
+		if !ok {
+			break
+		}
+		r = n.parent
+	}
+	return ref{}
+}
+
+// of lists the objects of the kinds, by path.
+func (t *tree) of(kinds ...string) []ref {
+	var out []ref
+	for r := range t.nodes {
+		if slices.Contains(kinds, r.Type) {
+			out = append(out, r)
+		}
+	}
+	slices.SortFunc(out, func(a, b ref) int { return strings.Compare(t.path(a), t.path(b)) })
+	return out
+}
+
+// unescape undoes vSphere's escaping of names.
+func unescape(s string) string {
+	if !strings.Contains(s, "%") {
+		return s
+	}
+	return strings.NewReplacer("%2f", "/", "%2F", "/", "%5c", `\`, "%5C", `\`, "%25", "%").Replace(s)
+}
+
+// vmPaths are the properties of a [Machine].
+func vmPaths() []string {
+	return []string{"name", "parent", "parentVApp", "config.instanceUuid", "config.uuid", "config.template", "config.version",
+		"config.guestId", "config.guestFullName", "config.changeTrackingEnabled", "config.hardware.device", "config.keyId",
+		"runtime.host", "runtime.powerState", "runtime.connectionState", "runtime.consolidationNeeded", "resourcePool",
+		"datastore", "network", "guest.toolsRunningStatus", "guest.toolsVersionStatus2", "snapshot", "customValue"}
+}
+
+// loose is a machine whose places are still references.
+type loose struct {
+	m                             Machine
+	ref, parent, vapp, host, pool ref
+	datastores, networks          []ref
+	custom                        []types.BaseCustomFieldValue
+}
+
+func looseOf(o types.ObjectContent) (loose, error) {
+	var vm mo.VirtualMachine
+	if err := mo.LoadObjectContent([]types.ObjectContent{o}, &vm); err != nil {
+		return loose{}, err
+	}
+	l := loose{ref: o.Obj, datastores: vm.Datastore, networks: vm.Network, custom: vm.CustomValue}
+	set := func(dst *ref, src *ref) {
+		if src != nil {
+			*dst = *src
+		}
+	}
+	set(&l.parent, vm.Parent)
+	set(&l.vapp, vm.ParentVApp)
+	set(&l.host, vm.Runtime.Host)
+	set(&l.pool, vm.ResourcePool)
+	m := &l.m
+	m.ID, m.Name = o.Obj.Value, unescape(vm.Name)
+	m.Power, m.Connection = PowerState(vm.Runtime.PowerState), string(vm.Runtime.ConnectionState)
+	m.Consolidate = vm.Runtime.ConsolidationNeeded
+	if vm.Config != nil {
+		m.InstanceUUID, m.BIOSUUID, m.Template = vm.Config.InstanceUuid, vm.Config.Uuid, vm.Config.Template
+		m.HWVersion, m.GuestID, m.GuestOS = vm.Config.Version, vm.Config.GuestId, vm.Config.GuestFullName
+		m.CBT = vm.Config.ChangeTrackingEnabled != nil && *vm.Config.ChangeTrackingEnabled
+		m.Encrypted = vm.Config.KeyId != nil
+		m.Disks = disksOf(vm.Config.Hardware.Device)
+		m.VTPM = slices.ContainsFunc(vm.Config.Hardware.Device, func(d types.BaseVirtualDevice) bool { _, ok := d.(*types.VirtualTPM); return ok })
+	}
+	if vm.Guest != nil {
+		m.Tools = vm.Guest.ToolsVersionStatus2
+		m.ToolsRunning = vm.Guest.ToolsRunningStatus == string(types.VirtualMachineToolsRunningStatusGuestToolsRunning)
+	}
+	if vm.Snapshot != nil {
+		m.Snapshots = countSnapshots(vm.Snapshot.RootSnapshotList)
+	}
+	return l, nil
+}
+
+func countSnapshots(list []types.VirtualMachineSnapshotTree) int {
+	n := len(list)
+	for _, s := range list {
+		n += countSnapshots(s.ChildSnapshotList)
+	}
+	return n
+}
+
+// settle names a machine's places.
+func (t *tree) settle(l loose) Machine {
+	m := l.m
+	parent := l.parent
+	if parent.Value == "" {
+		parent = l.vapp
+	}
+	if _, ok := t.nodes[l.ref]; !ok {
+		t.nodes[l.ref] = node{name: escape(m.Name), parent: parent}
+	}
+	m.Path, m.Folder = t.path(l.ref), t.path(parent)
+	m.Host, m.HostID = t.name(l.host), l.host.Value
+	if cluster := t.above(l.host, "ClusterComputeResource"); cluster.Value != "" {
+		m.Cluster = t.name(cluster)
+	}
+	dc := t.above(parent, "Datacenter")
+	if dc.Value == "" {
+		dc = t.above(l.host, "Datacenter")
+	}
+	m.Datacenter = t.name(dc)
+	if l.pool.Value != "" {
+		m.ResourcePool = t.path(l.pool)
+	}
+	for _, d := range l.datastores {
+		m.Datastores = append(m.Datastores, t.name(d))
+	}
+	for _, n := range l.networks {
+		m.Networks = append(m.Networks, t.name(n))
+	}
+	slices.Sort(m.Datastores)
+	slices.Sort(m.Networks)
+	for _, v := range l.custom {
+		if s, ok := v.(*types.CustomFieldStringValue); ok && t.attrs[s.Key] != "" {
+			if m.Attributes == nil {
+				m.Attributes = make(map[string]string)
+			}
+			m.Attributes[t.attrs[s.Key]] = s.Value
+		}
+	}
+	return m
+}
+
+func escape(s string) string {
+	return strings.NewReplacer("%", "%25", "/", "%2f", `\`, "%5c").Replace(s)
+}
+
+// attributeNames are the custom attributes that the server knows. ESXi hosts have none.
+func (c *Client) attributeNames(ctx context.Context) (map[int32]string, error) {
+	m := c.vim.ServiceContent.CustomFieldsManager
+	if m == nil {
+		return nil, nil
+	}
+	var cfm mo.CustomFieldsManager
+	if err := c.one(ctx, *m, []string{"field"}, &cfm); err != nil {
+		if errors.Is(err, ErrPermission) || fault.Is(err, &types.NotSupported{}) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	out := make(map[int32]string)
+	for _, f := range cfm.Field {
+		out[f.Key] = f.Name
+	}
+	return out, nil
+}
+
+// Machines lists the machines that match, in the order of their paths, with one walk over the inventory.
+// A name without wildcards that matches nothing is [ErrNotFound].
+func (c *Client) Machines(ctx context.Context, sel Selection) ([]Machine, error) {
+	if err := sel.check(); err != nil {
+		return nil, err
+	}
+	t := c.newTree()
+	var found []loose
+	kinds := treeKinds()
+	kinds["VirtualMachine"] = vmPaths()
+	err := c.walk(ctx, kinds, func() { t, found = c.newTree(), nil }, func(o types.ObjectContent) error {
+		if o.Obj.Type != "VirtualMachine" {
+			t.add(o)
+			return nil
+		}
+		l, err := looseOf(o)
+		if err != nil {
+			return err
+		}
+		found = append(found, l)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list machines: %w", err)
+	}
+	if t.attrs, err = c.attributeNames(ctx); err != nil {
+		return nil, fmt.Errorf("list custom attributes: %w", err)
+	}
+	tags, err := c.tagsOf(ctx, found, len(sel.Tags) > 0)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Machine, len(found))
+	for i, l := range found {
+		all[i] = t.settle(l)
+		all[i].Tags = tags[l.ref]
+	}
+	slices.SortFunc(all, func(a, b Machine) int { return strings.Compare(a.Path+"\x00"+a.ID, b.Path+"\x00"+b.ID) })
+	return sel.pick(all, t)
+}
+
+// machineID is the form of managed object ids of machines: "vm-42" of a vCenter, a number of an ESXi host.
+var machineID = regexp.MustCompile(`^(?:VirtualMachine:)?(vm-[0-9]+|[0-9]+|virtualmachine-[0-9]+)$`)
+
+// Find finds one machine, templates included, by inventory path, name, managed object id or instanceUuid.
+// [ErrNotFound] and [ErrAmbiguous] list candidates.
+func (c *Client) Find(ctx context.Context, name string) (*VM, error) {
+	if strings.TrimSpace(name) == "" {
+		return nil, &Error{Kind: ErrInvalid, Summary: "no machine is named", Remedy: "give a name, an inventory path, an id like vm-42, or an instanceUuid"}
+	}
+	type light struct {
+		ref    ref
+		name   string
+		parent ref
+		uuid   string
+	}
+	t := c.newTree()
+	var vms []light
+	kinds := treeKinds()
+	kinds["VirtualMachine"] = []string{"name", "parent", "parentVApp", "config.instanceUuid"}
+	err := c.walk(ctx, kinds, func() { t, vms = c.newTree(), nil }, func(o types.ObjectContent) error {
+		if o.Obj.Type != "VirtualMachine" {
+			t.add(o)
+			return nil
+		}
+		l := light{ref: o.Obj}
+		for _, p := range o.PropSet {
+			switch v := p.Val.(type) {
+			case string:
+				if p.Name == "name" {
+					l.name = v
+				} else {
+					l.uuid = v
+				}
+			case ref:
+				if p.Name == "parent" || l.parent.Value == "" {
+					l.parent = v
+				}
+			}
+		}
+		t.nodes[o.Obj] = node{name: l.name, parent: l.parent}
+		vms = append(vms, l)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	id := ""
+	if m := machineID.FindStringSubmatch(name); m != nil {
+		id = m[1]
+	}
+	// An exact identity wins over a name that happens to look like one.
+	match := func(ok func(light) bool) (out []light) {
+		for _, l := range vms {
+			if ok(l) {
+				out = append(out, l)
+			}
+		}
+		return out
+	}
+	var hits []light
+	for _, rule := range []func(light) bool{
+		func(l light) bool { return id != "" && l.ref.Value == id },
+		func(l light) bool { return strings.EqualFold(l.uuid, name) },
+		func(l light) bool { return t.path(l.ref) == name || strings.TrimPrefix(t.path(l.ref), "/") == name },
+		func(l light) bool { return unescape(l.name) == name || l.name == name },
+		func(l light) bool { return strings.EqualFold(unescape(l.name), name) },
+	} {
+		if hits = match(rule); len(hits) > 0 {
+			break
+		}
+	}
+	switch {
+	case len(hits) == 0:
+		var names []string
+		for _, l := range vms {
+			names = append(names, t.path(l.ref))
+		}
+		return nil, notFound("machine", name, names)
+	case len(hits) > 1:
+		e := &Error{Kind: ErrAmbiguous, Object: name, Summary: fmt.Sprintf("%d machines match %q", len(hits), name), Remedy: "give the inventory path or the id"}
+		for _, l := range hits {
+			e.Candidates = append(e.Candidates, t.path(l.ref)+" ("+l.ref.Value+")")
+		}
+		slices.Sort(e.Candidates)
+		return nil, e
+	}
+	m, err := c.machine(ctx, hits[0].ref, t)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	return c.VM(m), nil
+}
+
+// machine reads one machine; t names its places.
+func (c *Client) machine(ctx context.Context, r ref, t *tree) (Machine, error) {
+	var content []types.ObjectContent
+	err := c.pass(ctx, func() (err error) {
+		content, err = c.pages(ctx, types.PropertyFilterSpec{ObjectSet: []types.ObjectSpec{{Obj: r}},
+			PropSet: []types.PropertySpec{{Type: r.Type, PathSet: vmPaths()}}}, nil)
+		return err
+	})
+	if err != nil {
+		return Machine{}, err
+	}
+	if len(content) == 0 {
+		return Machine{}, &Error{Kind: ErrNotFound, Object: r.Value, Summary: "the machine " + r.Value + " is gone", Remedy: "list the machines again"}
+	}
+	l, err := looseOf(content[0])
+	if err != nil {
+		return Machine{}, err
+	}
+	if t.attrs == nil {
+		if t.attrs, err = c.attributeNames(ctx); err != nil {
+			return Machine{}, err
+		}
+	}
+	tags, err := c.tagsOf(ctx, []loose{l}, false)
+	if err != nil {
+		return Machine{}, err
+	}
+	m := t.settle(l)
+	m.Tags = tags[r]
+	return m, nil
+}
+
+// readTree walks the inventory without its machines.
+func (c *Client) readTree(ctx context.Context) (*tree, error) {
+	t := c.newTree()
+	err := c.walk(ctx, treeKinds(), func() { t = c.newTree() }, func(o types.ObjectContent) error {
+		t.add(o)
+		return nil
+	})
+	return t, err
+}
+
+// notFound is an [ErrNotFound] with the names that come nearest first.
+func notFound(kind, name string, names []string) *Error {
+	slices.SortFunc(names, func(a, b string) int {
+		return distanceTo(name, a) - distanceTo(name, b)
+	})
+	if len(names) > 20 {
+		names = names[:20]
+	}
+	return &Error{Kind: ErrNotFound, Object: name, Candidates: names, Summary: fmt.Sprintf("no %s %q", kind, name),
+		Remedy: "check the spelling and that the account may see the " + kind}
+}
+
+// distanceTo is the edit distance between a wanted name and the last element of a path, without case.
+func distanceTo(want, path string) int {
+	a, b := strings.ToLower(want), strings.ToLower(path[strings.LastIndexByte(path, '/')+1:])
+	a = a[strings.LastIndexByte(a, '/')+1:]
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		left := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			up := row[j+1]
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			row[j+1] = min(left+cost, up+1, row[j]+1)
+			left = up
+		}
+	}
+	return row[len(b)]
+}
