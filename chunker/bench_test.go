@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/restic/chunker"
+
+	"github.com/vmkeep/vmkeep/chunker/extent"
 )
 
 const benchSize = 64 << 20
@@ -146,6 +149,49 @@ func BenchmarkScan(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkChange cuts again around changes of 64 KiB far apart, and reports per change: chunks that are new though
+// none of their bytes changed, because the cuts had not met again yet; and bytes read.
+func BenchmarkChange(b *testing.B) {
+	c, err := New(testPol)
+	if err != nil {
+		b.Fatal(err)
+	}
+	old := samples(benchSize, 1)["random"]
+	now := bytes.Clone(old)
+	lens, _ := full(old, c)
+	var more, read, changes int
+	for b.Loop() {
+		for at := 0; at+8<<20 <= benchSize; at += 8 << 20 {
+			at := at + rand.IntN(8<<20-64<<10)/sector*sector
+			e := extent.Extent{Off: int64(at), Len: 64 << 10}
+			for i := range e.Len {
+				now[e.Off+i] = byte(rand.Uint32())
+			}
+			p := Plan{Size: benchSize, Old: lens, Dirty: extent.Of(e)}
+			reads, err := p.Reads(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			certain := reads[0]
+			for ch, err := range p.Chunks(bytes.NewReader(now), c) {
+				if err != nil {
+					b.Fatal(err)
+				}
+				if ch.Data != nil {
+					read += ch.Len
+					if ch.Off+int64(ch.Len) > certain.End() {
+						more++
+					}
+				}
+			}
+			copy(now[e.Off:e.End()], old[e.Off:])
+			changes++
+		}
+	}
+	b.ReportMetric(float64(more)/float64(changes), "more-chunks")
+	b.ReportMetric(float64(read)/float64(changes)/(1<<20), "MiB-read")
 }
 
 // BenchmarkKeep is an incremental pass over a part of which nothing changed.

@@ -1,0 +1,187 @@
+package chunker
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/restic/chunker"
+
+	"github.com/vmkeep/vmkeep/chunker/extent"
+)
+
+func TestPolynomialsThatCannotBeUsed(t *testing.T) {
+	for range 3 {
+		p, err := RandomPol()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := CheckPol(p); err != nil || p.Deg() != 53 {
+			t.Errorf("RandomPol gives %v: %v", p, err)
+		}
+	}
+	for pol, says := range map[Pol]string{
+		0:            "degree -1",
+		1 << 20:      "degree 20",
+		1<<54 | 1:    "degree 54",
+		1<<53 | 1<<1: "not irreducible",
+		testPol ^ 1:  "not irreducible",
+	} {
+		if _, err := New(pol); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%v: %v, want %q", pol, err, says)
+		}
+	}
+}
+
+func TestLimitsAreRestics(t *testing.T) {
+	c, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Min() != chunker.MinSize || c.Max() != chunker.MaxSize || MinSize != chunker.MinSize || MaxSize != chunker.MaxSize {
+		t.Errorf("chunks of %d to %d bytes", c.Min(), c.Max())
+	}
+}
+
+func TestFixedChunks(t *testing.T) {
+	for _, size := range []int{0, -512, 511, 1000, MaxSize + 512} {
+		if _, err := Fixed(size); err == nil {
+			t.Errorf("chunks of %d bytes are made", size)
+		}
+	}
+	for _, size := range []int{512, 512 << 10, 1 << 20, 8 << 20} {
+		c, err := Fixed(size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := samples(5<<20+512, 1)["random"]
+		now := append(bytes.Clone(old), 1, 2, 3)
+		now[3<<20] ^= 1
+		lens, _ := full(old, c)
+		for i, n := range lens {
+			if n != size && (i < len(lens)-1 || n != len(old)%size) {
+				t.Fatalf("chunk %d has %d bytes, want %d", i, n, size)
+			}
+		}
+		checkIncremental(t, c, Plan{Dirty: extent.Of(extent.Extent{Off: 3 << 20, Len: 1})}, old, now)
+	}
+}
+
+// Every byte and every length near the limits: only zeros are a zero chunk.
+func TestZeroChunks(t *testing.T) {
+	c, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{MinSize - 1, MinSize, MinSize + 1} {
+		zeros := 0
+		for ch, err := range (Plan{Size: int64(n)}).Chunks(bytes.NewReader(make([]byte, n)), c) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ch.Zero {
+				zeros++
+			}
+		}
+		if zeros != n/MinSize {
+			t.Errorf("%d zero bytes give %d zero chunks", n, zeros)
+		}
+	}
+	b := make([]byte, 300)
+	if !zero(b) {
+		t.Error("zeros are not zero")
+	}
+	for i := range b {
+		b[i] = 1
+		if zero(b) {
+			t.Errorf("a one at %d is not seen", i)
+		}
+		b[i] = 0
+	}
+}
+
+// A hole costs nothing whatever its size, and nothing of it is read.
+func TestHolesAreNotRead(t *testing.T) {
+	c, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const size = 1 << 40
+	head, tail := samples(3<<20, 1)["random"], samples(2<<20, 2)["random"]
+	hole := extent.Extent{Off: int64(len(head)), Len: size - int64(len(head)) - int64(len(tail))}
+	disk := readerFunc(func(p []byte, off int64) (int, error) {
+		switch {
+		case off+int64(len(p)) <= hole.Off:
+			copy(p, head[off:])
+		case off >= hole.End():
+			copy(p, tail[off-hole.End():])
+		default:
+			t.Errorf("the hole is read: %d bytes at %d", len(p), off)
+		}
+		return len(p), nil
+	})
+	zeros := 0
+	for ch, err := range (Plan{Size: size, Holes: extent.Of(hole)}).Chunks(disk, c) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ch.Zero {
+			zeros++
+		}
+	}
+	if most := int(hole.Len / MinSize); zeros > most || zeros < most-2 {
+		t.Errorf("%d zero chunks, want about %d", zeros, most)
+	}
+}
+
+// best is the shortest of a few runs of f.
+func best(f func()) time.Duration {
+	least := time.Hour
+	for range 5 {
+		start := time.Now()
+		f()
+		least = min(least, time.Since(start))
+	}
+	return least
+}
+
+func TestZerosAreCutAtTheSpeedOfMemory(t *testing.T) {
+	c, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := samples(16<<20, 1)
+	time := func(data []byte) time.Duration {
+		return best(func() {
+			for _, err := range (Plan{Size: int64(len(data))}).Chunks(bytes.NewReader(data), c) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+	if zero, random := time(s["zero"]), time(s["random"]); zero > random/2 { // a sixth when measured
+		t.Errorf("16 MiB of zeros take %v, of random data %v", zero, random)
+	}
+}
+
+func TestAtLeastHalfAgainAsFastAsRestic(t *testing.T) {
+	c, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := samples(16<<20, 1)["random"]
+	ours := best(func() {
+		for _, err := range (Plan{Size: int64(len(data))}).Chunks(bytes.NewReader(data), c) {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	restics := best(func() { byRestic(t, data, testPol) })
+	t.Logf("%.2f times restic/chunker", restics.Seconds()/ours.Seconds())
+	if ours*3 > restics*2 {
+		t.Errorf("ours %v, restic/chunker %v", ours, restics)
+	}
+}
