@@ -163,7 +163,9 @@ func (s *server) Prune(r *pb.PruneRequest, st grpc.ServerStreamingServer[pb.Prun
 }
 
 func (s *server) Recover(_ *pb.RecoverRequest, st grpc.ServerStreamingServer[pb.RecoverResponse]) error {
-	fn := func(ctx context.Context, _ struct{}, emit func(Event)) (RecoverReport, error) { return s.svc.Recover(ctx, emit) }
+	fn := func(ctx context.Context, _ struct{}, emit func(Event)) (RecoverReport, error) {
+		return s.svc.Recover(ctx, emit)
+	}
 	return operate(s, st, struct{}{}, fn, reply[RecoverReport, pb.RecoverResponse]{
 		func(e *pb.Event) *pb.RecoverResponse { return &pb.RecoverResponse{Event: e} },
 		func(r RecoverReport, e *pb.Diagnostic) *pb.RecoverResponse {

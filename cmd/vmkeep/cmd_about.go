@@ -1,0 +1,158 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+
+	"github.com/vmkeep/vmkeep/cmd/internal/build"
+	"github.com/vmkeep/vmkeep/plugin"
+)
+
+// settingLine is one line of "vmkeep env" in JSON.
+type settingLine struct {
+	Name   string
+	Value  string
+	Origin string
+	Secret bool
+}
+
+func (a *app) envCommand() *cobra.Command {
+	return &cobra.Command{Use: "env", Short: "Show the settings in force, and where they come from", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, set, err := a.gather(cmd)
+			if err != nil {
+				return err
+			}
+			g := grid{head: []string{"SETTING", "VALUE", "FROM"}}
+			for _, s := range settings() {
+				v, ok := set[s.id()]
+				if !ok {
+					continue
+				}
+				value := strings.Join(v.values, ", ")
+				if s.secret {
+					value = "(secret)"
+				} else if s.id() == "vsphere.url" || s.id() == "repository.location" {
+					value = withoutPassword(value)
+				}
+				if a.json {
+					writeJSON(a.stdout, "setting", settingLine{s.id(), value, v.origin, s.secret})
+					continue
+				}
+				g.add(s.id(), value, v.origin)
+			}
+			if !a.json {
+				g.write(a.stdout)
+			}
+			return nil
+		}}
+}
+
+// withoutPassword hides the password in what may be a URL: everything between the first colon after the scheme and
+// the last "@" before the path.
+func withoutPassword(s string) string {
+	start := 0
+	if i := strings.Index(s, "://"); i >= 0 {
+		start = i + len("://")
+	}
+	at := strings.LastIndexByte(s, '@')
+	if at < start {
+		return s
+	}
+	if colon := strings.IndexByte(s[start:at], ':'); colon >= 0 {
+		return s[:start+colon+1] + "***" + s[at:]
+	}
+	return s
+}
+
+// versionLine is the output of "vmkeep version" in JSON.
+type versionLine struct {
+	Version  string
+	Platform string
+	Protocol string
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Tell the version", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			v := versionLine{build.Version(), build.Platform(), plugin.APIVersion}
+			if a.json {
+				writeJSON(a.stdout, "version", v)
+				return nil
+			}
+			fmt.Fprintf(a.stdout, "vmkeep %s (%s, plugin protocol %s)\n", v.Version, v.Platform, v.Protocol)
+			return nil
+		}}
+}
+
+func (a *app) manCommand() *cobra.Command {
+	return &cobra.Command{Use: "man DIRECTORY", Short: "Write manual pages", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if err := os.MkdirAll(args[0], 0o777); err != nil {
+				return outputError(err)
+			}
+			return outputError(doc.GenManTree(cmd.Root(), &doc.GenManHeader{Title: "VMKEEP", Section: "1", Source: "vmkeep " + build.Version()}, args[0]))
+		}}
+}
+
+// topics are the help pages that are not commands.
+func topics() []*cobra.Command {
+	var b strings.Builder
+	b.WriteString(configHelp)
+	for _, s := range settings() {
+		if s.key == "" {
+			continue
+		}
+		fmt.Fprintf(&b, "  %-32s %s", s.key, s.doc)
+		if s.flag != "" {
+			fmt.Fprintf(&b, " (--%s)", s.flag)
+		}
+		if s.env != "" {
+			fmt.Fprintf(&b, " ($%s)", s.env)
+		}
+		b.WriteByte('\n')
+	}
+	return []*cobra.Command{
+		{Use: "config", Short: "The configuration file and all settings", Long: b.String()},
+		{Use: "exit-codes", Short: "What exit codes mean", Long: exitHelp},
+		{Use: "json", Short: "The output of --json", Long: jsonHelp},
+	}
+}
+
+const configHelp = `The configuration file is YAML. It is --config, $VMKEEP_CONFIG, or the first that exists of vmkeep.yaml here,
+vmkeep/vmkeep.yaml in the user's configuration directory, and /etc/vmkeep/vmkeep.yaml.
+
+  vsphere:
+    url: https://vc.example/sdk
+    username: backup@vsphere.local
+    password-file: /etc/vmkeep/vsphere.pw
+    thumbprint: "A1:B2:..."
+  repository:
+    location: s3:https://s3.example/backup
+    password-file: /etc/vmkeep/repo.pw
+    environment:
+      AWS_ACCESS_KEY_ID: ...
+      AWS_SECRET_ACCESS_KEY: ...
+
+A flag wins over the file, the file wins over a variable. Variables of govc and restic mean what they mean there;
+AWS_* and RESTIC_* variables also reach the repository's backend. "vmkeep env" shows what is in force. Passwords have
+no flag, since command lines are seen by all. Unknown settings are errors.
+
+Settings:
+`
+
+const exitHelp = `Exit codes are restic's:
+
+  0    everything was done
+  1    failure; for check and verify: damage or differences were found
+  3    some machines or files failed, or points are not as asked (degraded)
+  10   there is no repository
+  11   the repository is locked by another
+  12   the password of the repository is wrong
+  130  interrupted
+
+Any other code is a failure.`
