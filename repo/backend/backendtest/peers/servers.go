@@ -24,6 +24,9 @@ func RestServer(t testing.TB, args ...string) Peer {
 	if !ok {
 		t.Fatal("rest-server did not start")
 	}
+	if strings.HasPrefix(address, "/") { // --listen unix:/path
+		return Peer{Location: "rest:http+unix://" + address + ":/repo/"}
+	}
 	scheme := "http"
 	if slices.Contains(args, "--tls") {
 		scheme = "https"
