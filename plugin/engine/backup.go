@@ -1,0 +1,634 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmkeep/vmkeep/chunker"
+	"github.com/vmkeep/vmkeep/chunker/extent"
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/restic"
+	"github.com/vmkeep/vmkeep/vddk"
+	"github.com/vmkeep/vmkeep/vsphere"
+)
+
+// Backup implements [plugin.Service].
+func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func(plugin.Event)) (plugin.BackupReport, error) {
+	var report plugin.BackupReport
+	err := e.operate(ctx, "backup", emit, func(ctx context.Context, op *operation) error {
+		report.Operation = op.id
+		if req.Unprotected != "" && req.Unprotected != "skip" && req.Unprotected != "fail" {
+			return invalid("unprotected", fmt.Sprintf("unknown policy %q", req.Unprotected), "use skip or fail")
+		}
+		vc, err := op.conn.vsphere(ctx)
+		if err != nil {
+			return err
+		}
+		journal, err := op.conn.openJournal()
+		if err != nil {
+			return err
+		}
+		machines, err := selected(ctx, vc, req.Selection)
+		if err != nil {
+			return err
+		}
+		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+			op.recoverFirst(ctx, vc, journal)
+			previous, err := newestPoints(ctx, r)
+			if err != nil {
+				return err
+			}
+			cutter, err := chunker.New(chunker.Pol(r.Config().Polynomial))
+			if err != nil {
+				return err
+			}
+			run := &backupRun{op: op, req: req, vc: vc, repo: r, journal: journal, previous: previous, cutter: cutter, memory: newReadable(r)}
+			if run.spare, err = freeSpace(ctx, vc, op.conn.cfg.Limits.FreeSpace); err != nil {
+				return err
+			}
+			report.Machines = make([]plugin.MachineResult, len(machines))
+			lanesOf(op.conn.cfg.Limits).run(ctx, machines, func(ctx context.Context, i int) {
+				report.Machines[i] = run.machine(ctx, machines[i])
+			})
+			return nil
+		})
+	})
+	return report, err
+}
+
+// selected lists the machines of a selection; none is an error.
+func selected(ctx context.Context, vc *vsphere.Client, s plugin.Selection) ([]vsphere.Machine, error) {
+	machines, err := vc.Machines(ctx, selection(s))
+	if err != nil {
+		return nil, err
+	}
+	if len(machines) == 0 {
+		return nil, &plugin.Error{Code: plugin.CodeMachineNotFound, Summary: "no machine matches the selection", Object: strings.Join(s.Names, ", "),
+			Remedy: "list what there is with `vmkeep machines`"}
+	}
+	return machines, nil
+}
+
+// recoverFirst undoes what former runs left. What cannot be undone is told and does not stop a backup.
+func (op *operation) recoverFirst(ctx context.Context, vc *vsphere.Client, j *vsphere.Journal) {
+	s := scope{out: op.out}
+	report, err := vc.Recover(ctx, j, vsphere.RecoverOptions{})
+	if err != nil {
+		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
+		return
+	}
+	for _, l := range report.Undone {
+		s.info(plugin.CodeLeftover, "removed what an interrupted run had left", leftoverText(l))
+	}
+	for _, l := range report.Failed {
+		s.tell(warning(plugin.CodeLeftover, "a trace of an interrupted run could not be removed", leftoverText(l.Leftover)+": "+l.Err.Error(), "run `vmkeep recover` when the machine is free"))
+	}
+}
+
+// freeSpace is how many bytes each datastore must have free, by name.
+func freeSpace(ctx context.Context, vc *vsphere.Client, demanded int64) (map[string]int64, error) {
+	stores, err := vc.Datastores(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int64, len(stores))
+	for _, d := range stores {
+		out[d.Name] = demanded
+		if demanded == 0 {
+			out[d.Name] = d.Capacity / 20
+		}
+	}
+	return out, nil
+}
+
+// backupRun is what the machines of one backup share.
+type backupRun struct {
+	op       *operation
+	req      plugin.BackupRequest
+	vc       *vsphere.Client
+	repo     *repo.Repository
+	journal  *vsphere.Journal
+	previous map[machineIdentity]*restic.Snapshot
+	cutter   *chunker.Cutter
+	memory   *readable
+	spare    map[string]int64
+}
+
+// machine backs one machine up and never fails but in its result.
+func (b *backupRun) machine(ctx context.Context, m vsphere.Machine) plugin.MachineResult {
+	s := scope{out: b.op.out, machine: m.Name}
+	job := &machineBackup{run: b, machine: m, scope: s}
+	res := plugin.MachineResult{Machine: machineOf(m), Started: time.Now().UTC()}
+	err := context.Cause(ctx)
+	if err == nil {
+		res.Point, err = job.make(ctx)
+	}
+	if err != nil {
+		var asError *plugin.Error
+		errors.As(failure(err), &asError)
+		failed := *asError
+		if failed.Object == "" {
+			failed.Object = m.Name
+		}
+		res.Err = &failed
+		b.op.log.Warn("backup failed", "machine", m.Name, "error", err)
+	}
+	res.Warnings = job.warnings
+	res.Finished = time.Now().UTC()
+	b.op.out.send(plugin.Event{Machine: m.Name, Kind: plugin.EventResult, Result: &res})
+	return res
+}
+
+// machineBackup makes one point of one machine.
+type machineBackup struct {
+	run      *backupRun
+	machine  vsphere.Machine
+	scope    scope
+	manifest manifest
+	warnings []plugin.Diagnostic
+
+	mu     sync.Mutex
+	images []*diskImage // of the disks that are read
+
+	suspects []string // uuids of disks that an audit found to differ
+}
+
+// diskImage is one disk on its way into the repository.
+type diskImage struct {
+	record  manifestDisk
+	imaging *imaging
+	trees   []restic.ID
+}
+
+func (j *machineBackup) warn(d plugin.Diagnostic) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if d.Object == "" {
+		d.Object = j.machine.Name
+	}
+	j.warnings = append(j.warnings, d)
+	j.scope.tell(d)
+}
+
+func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
+	b := j.run
+	started := time.Now()
+	j.scope.phase("prepare")
+	vm := b.vc.VM(j.machine)
+	operation, err := b.journal.Begin("", b.repo.ID())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err := operation.End(); err != nil {
+			j.warn(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run `vmkeep recover`"))
+		}
+	}()
+	if err := j.track(ctx, vm, operation); err != nil {
+		return nil, err
+	}
+	prev, err := j.previousPoint(ctx)
+	if err != nil {
+		return nil, err
+	}
+	audit, err := b.op.conn.audit(j.machine.InstanceUUID)
+	if err != nil {
+		return nil, err
+	}
+	j.suspects = audit.suspects()
+
+	var point *plugin.Point
+	id, err := b.repo.Commit(ctx, func(ctx context.Context, w *repo.Writer) (*restic.Snapshot, error) {
+		files, err := j.read(ctx, vm, operation, w, prev)
+		if err != nil {
+			return nil, err
+		}
+		j.scope.phase("store")
+		tree, err := j.tree(w, files)
+		if err != nil {
+			return nil, err
+		}
+		point = j.point(w.Stats(), time.Since(started))
+		return j.document(tree, w.Stats(), started, prev), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := audit.clear(j.healedDisks()); err != nil {
+		j.warn(warning(plugin.CodeFile, "the audit's note could not be cleared: the next backup is full again", err.Error(), "check the state directory"))
+	}
+	point.ID = id.String()
+	point.Repository = b.repo.ID()
+	return point, nil
+}
+
+// track makes sure that change tracking is on. A machine that cannot track is backed up all the same.
+func (j *machineBackup) track(ctx context.Context, vm *vsphere.VM, op *vsphere.Operation) error {
+	if j.run.req.ResetCBT {
+		j.scope.phase("reset change tracking")
+		if err := vm.ResetCBT(ctx, op); err != nil {
+			return err
+		}
+		return nil
+	}
+	if j.machine.CBT || j.machine.Template {
+		return nil
+	}
+	_, err := vm.EnableCBT(ctx, op)
+	if errors.Is(err, vsphere.ErrChangeTracking) || errors.Is(err, vsphere.ErrPermission) {
+		j.scope.info(plugin.CodeChangeTracking, "change tracking stays off: every backup reads the whole machine", err.Error())
+		return nil
+	}
+	return err
+}
+
+// previousPoint loads the newest point of the machine; nil when there is none or it cannot be read.
+func (j *machineBackup) previousPoint(ctx context.Context) (*loadedPoint, error) {
+	snap := j.run.previous[machineIdentity{vcenter: j.run.vc.About().InstanceUUID, instance: j.machine.InstanceUUID}]
+	if snap == nil {
+		return nil, nil
+	}
+	p, err := loadPoint(ctx, j.run.repo, snap)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		j.warn(warning(plugin.CodeDamaged, "the previous point cannot be read: the machine is read in full", err.Error(), "check the repository: `vmkeep check --read-data`"))
+		return &loadedPoint{snapshot: snap, damage: err}, nil
+	}
+	return p, nil
+}
+
+// read takes the snapshot and reads everything that needs it. The snapshot is gone when it returns.
+func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Operation, w *repo.Writer, prev *loadedPoint) (map[string][]byte, error) {
+	b := j.run
+	limits := b.op.conn.cfg.Limits
+	parts := limits.PartsPerMachine
+	if parts == 0 {
+		parts = cpus() + 1
+	}
+	var minFree int64
+	for _, d := range j.machine.Datastores {
+		if spare := b.spare[d]; minFree == 0 || spare < minFree {
+			minFree = spare
+		}
+	}
+	files := map[string][]byte{}
+	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
+	report, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
+		Operation: op, MinFree: minFree, Phase: j.scope.phase,
+		Quiesce: vsphere.Quiesce{Best: vsphere.Level(b.req.Quiesce.Best), Worst: vsphere.Level(b.req.Quiesce.Worst),
+			Timeout: firstOf(b.req.Quiesce.Timeout, limits.SnapshotTimeout)},
+	}, func(ctx context.Context, s *vsphere.Snapshot) error {
+		if err := j.describe(s); err != nil {
+			return err
+		}
+		j.homeFiles(ctx, vm, s.State(), files)
+		j.scope.phase("read")
+		disks, ctx := errgroup.WithContext(ctx)
+		for _, d := range s.Disks() {
+			image, err := j.decide(d, s, prev)
+			if err != nil {
+				return err
+			}
+			if image == nil {
+				continue
+			}
+			disks.Go(func() error { return j.readDisk(ctx, job, s, d, image) })
+		}
+		return disks.Wait()
+	})
+	sealed := job.finish.Wait() // chunks are sealed while, and after, the snapshot goes
+	for _, text := range report.Warnings {
+		j.warn(warning(plugin.CodeLeftover, "after the snapshot", text, "look at the machine's snapshots in vSphere"))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if sealed != nil {
+		return nil, sealed
+	}
+	if lowered := report.Lowered; len(lowered) > 0 {
+		for _, l := range lowered {
+			j.manifest.Quiesce = append(j.manifest.Quiesce, fmt.Sprintf("not %s: %s", l.From, l.Reason))
+		}
+		if report.Level == vsphere.LevelCrash && b.req.Quiesce.Best != plugin.ConsistencyCrash && j.machine.ToolsRunning {
+			j.warn(warning(plugin.CodeQuiesce, "the point is only crash consistent", strings.Join(j.manifest.Quiesce, "; "), "look at VMware Tools and the VSS writers in the guest"))
+		}
+	}
+	return files, nil
+}
+
+// describe fills the manifest's head from the machine as it is in the snapshot.
+func (j *machineBackup) describe(s *vsphere.Snapshot) error {
+	st := s.State()
+	about := j.run.vc.About()
+	m := manifestMachine{
+		Name: st.Name, Path: st.Path, ID: st.ID, InstanceUUID: st.InstanceUUID, BIOSUUID: st.BIOSUUID, VCenter: about.InstanceUUID,
+		APIVersion: about.APIVersion, Host: st.Host, HostBuild: st.HostBuild, GuestOS: st.GuestOS, HWVersion: st.HWVersion,
+		PowerState: string(st.Power), Template: st.Template, Restored: restoredMark(st.ConfigInfo),
+	}
+	for _, t := range st.SnapshotTree {
+		if t.Operation == "" {
+			m.Snapshots = append(m.Snapshots, t.ID)
+		}
+	}
+	slices.Sort(m.Snapshots)
+	if m.InstanceUUID == "" {
+		return &plugin.Error{Code: plugin.CodeUnsupported, Summary: "the machine has no instanceUuid", Object: st.Name,
+			Detail: "its points could not be told from another machine's", Remedy: "register the machine again, which gives it one"}
+	}
+	j.manifest.Version, j.manifest.Tool, j.manifest.Machine = manifestVersion, "vmkeep "+j.run.op.conn.version, m
+	j.manifest.Time, j.manifest.Config, j.manifest.Consistency = s.Taken().UTC(), st.ConfigInfo, plugin.Consistency(s.Level())
+	return nil
+}
+
+// homeFiles takes the machine's small files along. They are a convenience for people: a restore needs only the
+// manifest, so their absence is no failure.
+func (j *machineBackup) homeFiles(ctx context.Context, vm *vsphere.VM, st *vsphere.State, files map[string][]byte) {
+	for _, f := range []struct{ ext, from string }{{".vmx", st.VMX}, {".nvram", st.NVRAM}} {
+		if f.from == "" {
+			continue
+		}
+		var b bytes.Buffer
+		if _, err := vm.Download(ctx, f.from, &b); err != nil {
+			j.scope.info(plugin.CodeFile, "the machine's "+f.ext+" file is not in the point", err.Error())
+			continue
+		}
+		files[safeName(j.machine.Name)+f.ext] = b.Bytes()
+	}
+}
+
+// decide judges one disk and records it in the manifest; nil: the disk is not read.
+func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loadedPoint) (*diskImage, error) {
+	rec := manifestDisk{Name: d.Name, Key: d.Key, Label: d.Label, UUID: d.UUID, Path: d.Path, Chain: chainOf(d), Capacity: d.Capacity, ChangeID: string(d.ChangeID)}
+	skip := func(why string) {
+		rec.Skipped = why
+		rec.Reason = "skipped"
+		j.manifest.Disks = append(j.manifest.Disks, rec)
+	}
+	switch {
+	case j.run.req.NoImage:
+		skip("no image was asked for")
+		return nil, nil
+	case excluded(d, j.run.req.ExcludeDisks):
+		skip("excluded by request")
+		return nil, nil
+	case d.Unprotected != "" && j.run.req.Unprotected == "fail":
+		return nil, &plugin.Error{Code: plugin.CodeUnprotected, Summary: "a disk cannot be backed up", Detail: d.Name + ": " + d.Unprotected,
+			Object: j.machine.Name, Remedy: "exclude the disk, or let unprotected disks be skipped"}
+	case d.Unprotected != "":
+		skip(d.Unprotected)
+		j.warn(warning(plugin.CodeUnprotected, "a disk is not in the point", d.Name+": "+d.Unprotected, "exclude it to say that this is wanted"))
+		return nil, nil
+	}
+	facts := diskFacts{name: d.Name, uuid: d.UUID, capacity: d.Capacity, changeID: string(d.ChangeID), chain: rec.Chain}
+	machine := machineFacts{restored: j.manifest.Machine.Restored, snapshots: j.manifest.Machine.Snapshots, suspects: j.suspects}
+	var v verdict
+	switch {
+	case j.run.req.Full:
+		v = verdict{reason: reasonRequested}
+	case prev != nil && prev.damage != nil:
+		v = verdict{reason: reasonUnreadable}
+	case prev != nil:
+		v = judge(facts, machine, prev.manifest)
+	default:
+		v = judge(facts, machine, nil)
+	}
+	rec.Reason, rec.Incremental = v.reason, v.since != ""
+	image := &diskImage{record: rec}
+	j.mu.Lock()
+	j.images = append(j.images, image)
+	j.mu.Unlock()
+	return image, nil
+}
+
+// reading is what the disks of one machine share while they are read.
+type reading struct {
+	slots  chan struct{} // one for each part that is read at a time
+	finish errgroup.Group
+	writer *repo.Writer
+	vm     *vsphere.VM
+	prev   *loadedPoint
+}
+
+// readDisk reads one disk. It returns when the disk is not needed any more.
+func (j *machineBackup) readDisk(ctx context.Context, r *reading, snapshot *vsphere.Snapshot, d vsphere.Disk, image *diskImage) (err error) {
+	rec := &image.record
+	s := j.scope.on(rec.Name)
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("disk %s: %w", rec.Name, err)
+		}
+	}()
+	whole := extent.Of(extent.Extent{Off: 0, Len: rec.Capacity})
+	dirty := whole
+	var old []*restic.ID
+	if rec.Incremental {
+		before := r.prev.manifest.diskByUUID(rec.UUID)
+		dirty, err = snapshot.Changed(ctx, d, vsphere.ChangeID(before.ChangeID))
+		var refused *vsphere.ChangeTrackingError
+		switch {
+		case err == nil:
+			rec.Changed = dirty.Bytes()
+			old, err = r.prev.partTrees(ctx, before.Name)
+			if err != nil {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				old, dirty, rec.Incremental, rec.Changed, rec.Reason = nil, whole, false, 0, reasonUnreadable
+			}
+		case errors.As(err, &refused):
+			rec.Incremental, rec.Reason, dirty = false, refused.Reason, whole
+			if refused.Reason == vsphere.ReasonRefused && refused.Err != nil {
+				rec.Reason = "query failed: " + refused.Err.Error()
+			}
+		default:
+			return err
+		}
+	}
+
+	disk, transport, err := j.openDisk(ctx, vddk.Spec{VM: r.vm.ID(), Snapshot: snapshot.ID(), Key: d.Key, Path: d.Path, Capacity: d.Capacity}, s)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, disk.Close()) }()
+	rec.Transport = transport
+	if disk.Size() != rec.Capacity {
+		return &plugin.Error{Code: plugin.CodeTransport, Summary: "the disk has another size than vSphere says", Object: rec.Path,
+			Detail: fmt.Sprintf("%d bytes, vSphere says %d", disk.Size(), rec.Capacity), Remedy: "try again; if it stays, open an issue with the log"}
+	}
+	var holes extent.Set
+	if !rec.Incremental {
+		holes = j.holes(ctx, snapshot, d, disk)
+	}
+	how := "full: " + rec.Reason
+	if rec.Incremental {
+		how = "incremental: " + rec.Reason
+	}
+	s.info("", how, "")
+	m, end := s.meter("read", rec.Capacity)
+	defer end()
+	image.imaging = &imaging{repo: j.run.repo, writer: r.writer, cutter: j.run.cutter, disk: disk, size: rec.Capacity,
+		dirty: dirty, holes: holes, old: old, meter: m, memory: j.run.memory}
+	image.trees, err = image.imaging.run(ctx, r.slots, &r.finish)
+	return err
+}
+
+// holes asks what of the disk was never written: the transport first, which looks at the disk itself, then change
+// tracking. Where neither knows, everything is read.
+func (j *machineBackup) holes(ctx context.Context, s *vsphere.Snapshot, d vsphere.Disk, disk vddk.Disk) extent.Set {
+	if a, ok := disk.(vddk.Allocator); ok {
+		if set, err := a.Allocated(ctx, extent.Extent{Off: 0, Len: disk.Size()}); err == nil {
+			return set.Complement(disk.Size())
+		}
+	}
+	if j.run.req.Full || d.ChangeID == "" {
+		return nil
+	}
+	set, err := s.Allocated(ctx, d)
+	if err != nil {
+		return nil
+	}
+	return set.Complement(disk.Size())
+}
+
+// openDisk opens the frozen link of the disk through the first transport that can.
+func (j *machineBackup) openDisk(ctx context.Context, spec vddk.Spec, s scope) (vddk.Disk, string, error) {
+	disk, err := vddk.Open(ctx, spec, j.run.op.conn.transports(j.run.vc), func(name string, err error) {
+		s.tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
+	})
+	if err != nil {
+		return nil, "", err
+	}
+	how := "unknown"
+	if d, ok := disk.(vddk.Describer); ok {
+		how = d.Describe()
+	}
+	return disk, how, nil
+}
+
+// tree stores the machine's directory and the root above it.
+func (j *machineBackup) tree(w *repo.Writer, files map[string][]byte) (restic.ID, error) {
+	at := j.manifest.Time
+	dir := restic.Tree{}
+	slices.SortFunc(j.images, func(a, b *diskImage) int { return strings.Compare(a.record.Name, b.record.Name) })
+	for _, image := range j.images {
+		rec := &image.record
+		rec.Read, rec.Reused = image.imaging.read.Load(), image.imaging.reused.Load()
+		if n := image.imaging.healed.Load(); n > 0 {
+			j.warn(warning(plugin.CodeDamaged, fmt.Sprintf("%d parts of the previous point are damaged and were read anew", n), rec.Name, "check the repository: `vmkeep check --read-data`"))
+		}
+		parts := restic.Tree{Nodes: make([]restic.Node, len(image.trees))}
+		for n, id := range image.trees {
+			parts.Nodes[n] = dirNode(partName(n), id, epoch())
+		}
+		slices.SortFunc(parts.Nodes, func(a, b restic.Node) int { return strings.Compare(a.Name, b.Name) })
+		id, err := w.SaveTree(&parts)
+		if err != nil {
+			return restic.ID{}, err
+		}
+		dir.Nodes = append(dir.Nodes, dirNode(rec.Name, id, at))
+		files[rec.Name+".vmdk"] = descriptor(rec.Name, rec.Capacity, rec.UUID)
+		j.manifest.Disks = append(j.manifest.Disks, *rec)
+	}
+	slices.SortFunc(j.manifest.Disks, func(a, b manifestDisk) int { return strings.Compare(a.Name, b.Name) })
+	head, err := j.manifest.encode()
+	if err != nil {
+		return restic.ID{}, err
+	}
+	files[manifestName] = head
+	for name, data := range files {
+		ids, err := w.SaveFile(data)
+		if err != nil {
+			return restic.ID{}, err
+		}
+		dir.Nodes = append(dir.Nodes, fileNode(name, ids, int64(len(data)), at))
+	}
+	slices.SortFunc(dir.Nodes, func(a, b restic.Node) int { return strings.Compare(a.Name, b.Name) })
+	id, err := w.SaveTree(&dir)
+	if err != nil {
+		return restic.ID{}, err
+	}
+	return w.SaveTree(&restic.Tree{Nodes: []restic.Node{dirNode(safeName(j.manifest.Machine.Name), id, at)}})
+}
+
+// healedDisks are the uuids of the disks that were read in full.
+func (j *machineBackup) healedDisks() []string {
+	var out []string
+	for _, image := range j.images {
+		if !image.record.Incremental {
+			out = append(out, image.record.UUID)
+		}
+	}
+	return out
+}
+
+// document is the snapshot document that makes the point exist.
+func (j *machineBackup) document(tree restic.ID, st repo.Stats, started time.Time, prev *loadedPoint) *restic.Snapshot {
+	name := j.manifest.Machine.Name
+	doc := &restic.Snapshot{
+		Time: j.manifest.Time, Tree: &tree, Paths: []string{"/" + safeName(name)}, Hostname: name, Username: "vmkeep",
+		Tags: pointTags(&j.manifest, j.run.req.Tags), ProgramVersion: j.manifest.Tool,
+	}
+	sum := &restic.Summary{BackupStart: started.UTC(), BackupEnd: time.Now().UTC(), DataBlobs: int(st.DataNew), TreeBlobs: int(st.TreeNew),
+		DataAdded: uint64(st.Added), DataAddedPacked: uint64(st.Stored)}
+	for _, d := range j.manifest.Disks {
+		if d.Skipped != "" {
+			continue
+		}
+		sum.TotalFilesProcessed += uint(partCount(d.Capacity))
+		sum.TotalBytesProcessed += uint64(d.Capacity)
+		if d.Incremental {
+			sum.FilesChanged += uint(partCount(d.Capacity))
+		} else {
+			sum.FilesNew += uint(partCount(d.Capacity))
+		}
+	}
+	doc.Summary = sum
+	if prev != nil && prev.snapshot != nil {
+		doc.Parent = &prev.snapshot.ID
+	}
+	return doc
+}
+
+func (j *machineBackup) point(st repo.Stats, spent time.Duration) *plugin.Point {
+	p := pointOf(&j.manifest)
+	p.Tags = pointTags(&j.manifest, j.run.req.Tags)
+	p.Stats.New, p.Stats.Stored, p.Stats.Duration = st.Added, st.Stored, spent
+	return p
+}
+
+// chainOf lists the links of a disk that are known, from the frozen one down to the base.
+func chainOf(d vsphere.Disk) []string {
+	if d.Base == "" || d.Base == d.Path {
+		return []string{d.Path}
+	}
+	return []string{d.Path, d.Base}
+}
+
+// excluded reports whether a disk is named by a pattern: its name, label or key, or a glob over the name.
+func excluded(d vsphere.Disk, patterns []string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, _ := path.Match(p, d.Name)
+		return ok || p == d.Label || p == strconv.Itoa(int(d.Key))
+	})
+}
+
+func firstOf(a, b time.Duration) time.Duration {
+	if a != 0 {
+		return a
+	}
+	return b
+}

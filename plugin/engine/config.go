@@ -1,0 +1,127 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vmkeep/vmkeep/plugin"
+)
+
+// defaultTransports is the order in which ways to a disk are tried: encrypted network first, plain network last.
+func defaultTransports() []string { return []string{"nbdssl", "nbd"} }
+
+// knownTransports are all that a configuration may name.
+func knownTransports() []string { return []string{"nbdssl", "nbd", "hotadd", "vddk"} }
+
+var compressions = [...]string{"", "auto", "off", "fastest", "better", "max"}
+
+// Schema implements [plugin.Service].
+func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
+	return []plugin.Field{
+		{Path: "vsphere.url", Type: "string", Doc: "vCenter or ESXi host, as https://vc.example/sdk"},
+		{Path: "vsphere.username", Type: "string", Doc: "account; on a vCenter with its domain: backup@vsphere.local"},
+		{Path: "vsphere.password", Type: "string", Doc: "password of the account", Sensitive: true},
+		{Path: "vsphere.thumbprint", Type: "string", Doc: "SHA-1 or SHA-256 of the server's certificate, colon separated"},
+		{Path: "vsphere.caCerts", Type: "string", Doc: "PEM file of certificate authorities to trust"},
+		{Path: "vsphere.insecure", Type: "bool", Doc: "accept any certificate", Default: "false"},
+		{Path: "repository.location", Type: "string", Doc: "restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path", Required: true},
+		{Path: "repository.password", Type: "string", Doc: "password of the repository", Required: true, Sensitive: true},
+		{Path: "repository.environment", Type: "map", Doc: "RESTIC_* and AWS_* variables for the storage service", Sensitive: true},
+		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},
+		{Path: "repository.cacheDir", Type: "string", Doc: "directory for a cache of trees and indexes"},
+		{Path: "repository.compression", Type: "string", Doc: "auto, off, fastest, better or max", Default: "auto"},
+		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB, 4 to 128", Default: "16"},
+		{Path: "repository.limitUpload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
+		{Path: "repository.limitDownload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
+		{Path: "repository.lockWait", Type: "duration", Doc: "how long to wait for another's lock", Default: "0s"},
+		{Path: "stateDir", Type: "string", Doc: "journal of what is done to vSphere", Default: "the user's state directory"},
+		{Path: "transports", Type: "list", Doc: "ways to reach disks, in order: " + strings.Join(knownTransports(), ", "), Default: strings.Join(defaultTransports(), ", ")},
+		{Path: "vddkDir", Type: "string", Doc: "root of VMware's Virtual Disk Development Kit, for the transport vddk"},
+		{Path: "limits.machines", Type: "integer", Doc: "machines backed up at once", Default: "4"},
+		{Path: "limits.machinesPerHost", Type: "integer", Doc: "machines backed up at once on one ESXi host", Default: "2"},
+		{Path: "limits.machinesPerDatastore", Type: "integer", Doc: "machines backed up at once on one datastore", Default: "4"},
+		{Path: "limits.partsPerMachine", Type: "integer", Doc: "parts of a machine's disks read at once", Default: "number of CPUs + 1"},
+		{Path: "limits.freeSpace", Type: "integer", Doc: "bytes a datastore must have free before a snapshot", Default: "5 % of its capacity"},
+		{Path: "limits.snapshotTimeout", Type: "duration", Doc: "how long taking a snapshot may last", Default: "15m"},
+	}, nil
+}
+
+// Validate implements [plugin.Service].
+func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnostic, error) {
+	var out []plugin.Diagnostic
+	bad := func(field, summary, remedy string) {
+		out = append(out, plugin.Diagnostic{Severity: plugin.SeverityError, Code: plugin.CodeInvalid, Object: field, Summary: summary, Remedy: remedy})
+	}
+	if c.Repository.Location == "" {
+		bad("repository.location", "no repository is named", "set repository.location, or RESTIC_REPOSITORY")
+	} else if c.Repository.Password == "" {
+		bad("repository.password", "the repository has no password", "set repository.password, RESTIC_PASSWORD or RESTIC_PASSWORD_FILE")
+	}
+	if c.VSphere.URL != "" {
+		u, err := url.Parse(c.VSphere.URL)
+		switch {
+		case err != nil:
+			bad("vsphere.url", "the vSphere address is not a URL", "write it as https://vc.example/sdk") // err would show a password
+		case u.Scheme != "https" && u.Scheme != "http" || u.Host == "":
+			bad("vsphere.url", fmt.Sprintf("the vSphere address %q is not an https URL", u.Redacted()), "write it as https://vc.example/sdk")
+		case c.VSphere.Username == "" && u.User == nil:
+			bad("vsphere.username", "no vSphere account is named", "set vsphere.username, or GOVC_USERNAME")
+		}
+		if c.VSphere.CACerts != "" {
+			for _, f := range filepath.SplitList(c.VSphere.CACerts) {
+				if _, err := os.Stat(f); err != nil {
+					bad("vsphere.caCerts", "the certificate file cannot be read: "+err.Error(), "give the path of a PEM file")
+				}
+			}
+		}
+	}
+	if !slices.Contains(compressions[:], c.Repository.Compression) {
+		bad("repository.compression", fmt.Sprintf("unknown compression %q", c.Repository.Compression), "use auto, off, fastest, better or max")
+	}
+	if p := c.Repository.PackSize; p != 0 && (p < 4 || p > 128) {
+		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), "use 4 to 128")
+	}
+	for _, t := range c.Transports {
+		if !slices.Contains(knownTransports(), t) {
+			bad("transports", fmt.Sprintf("unknown transport %q", t), "use "+strings.Join(knownTransports(), ", "))
+		}
+	}
+	if slices.Contains(c.Transports, "vddk") && c.VDDKDir == "" {
+		bad("vddkDir", "the transport vddk needs VMware's library", "set vddkDir to its root, or leave vddk out of transports")
+	}
+	for _, n := range []struct {
+		field string
+		value int64
+	}{
+		{"repository.limitUpload", int64(c.Repository.LimitUpload)}, {"repository.limitDownload", int64(c.Repository.LimitDownload)},
+		{"repository.lockWait", int64(c.Repository.LockWait)}, {"limits.machines", int64(c.Limits.Machines)},
+		{"limits.machinesPerHost", int64(c.Limits.MachinesPerHost)}, {"limits.machinesPerDatastore", int64(c.Limits.MachinesPerDatastore)},
+		{"limits.partsPerMachine", int64(c.Limits.PartsPerMachine)}, {"limits.freeSpace", c.Limits.FreeSpace},
+		{"limits.snapshotTimeout", int64(c.Limits.SnapshotTimeout)},
+	} {
+		if n.value < 0 {
+			bad(n.field, fmt.Sprintf("%s is negative", n.field), "use 0 for the default")
+		}
+	}
+	return out, nil
+}
+
+// stateDir is where the journal lies.
+func stateDir(c plugin.Config) (string, error) {
+	if c.StateDir != "" {
+		return c.StateDir, nil
+	}
+	if d := os.Getenv("XDG_STATE_HOME"); d != "" {
+		return filepath.Join(d, "vmkeep"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", &plugin.Error{Code: plugin.CodeInvalid, Summary: "no state directory", Detail: err.Error(), Remedy: "set stateDir"}
+	}
+	return filepath.Join(home, ".local", "state", "vmkeep"), nil
+}

@@ -1,0 +1,64 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo"
+)
+
+// Doctor implements [plugin.Service]. It changes nothing.
+func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
+	var out []plugin.Finding
+	err := e.operate(ctx, "doctor", nil, func(ctx context.Context, op *operation) error {
+		out = append(out, op.examineRepository(ctx))
+		journal, err := op.conn.openJournal()
+		state := plugin.Finding{Name: "state directory", OK: err == nil}
+		if err != nil {
+			state.Detail, state.Remedy = err.Error(), "make it writable, or set stateDir"
+			out = append(out, state)
+			return nil
+		}
+		out = append(out, state)
+		vc, err := op.conn.vsphere(ctx)
+		if err != nil {
+			out = append(out, failed("vSphere session", err))
+			return context.Cause(ctx)
+		}
+		about := vc.About()
+		out = append(out, plugin.Finding{Name: "vSphere session", OK: true, Detail: about.Product + " at " + about.URL})
+		for _, f := range vc.Doctor(ctx, journal) {
+			out = append(out, plugin.Finding{Name: f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
+		}
+		return context.Cause(ctx)
+	})
+	return out, err
+}
+
+// failed is a finding made of an error.
+func failed(name string, err error) plugin.Finding {
+	var e *plugin.Error
+	errors.As(failure(err), &e)
+	return plugin.Finding{Name: name, Detail: e.Error(), Remedy: e.Remedy}
+}
+
+func (op *operation) examineRepository(ctx context.Context) plugin.Finding {
+	f := plugin.Finding{Name: "repository"}
+	err := op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		locks, err := r.Locks(ctx)
+		if err != nil {
+			return err
+		}
+		f.OK, f.Detail = true, fmt.Sprintf("format version %d at %s, id %.8s", r.Config().Version, r.Location(), r.ID())
+		if n := len(locks); n > 0 {
+			f.Detail += fmt.Sprintf(", %d locks", n)
+		}
+		return nil
+	})
+	if err != nil {
+		return failed("repository", err)
+	}
+	return f
+}

@@ -1,0 +1,145 @@
+package engine
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/vmkeep/vmkeep/plugin"
+)
+
+// progressEvery is how often running meters are told to the host.
+const progressEvery = 300 * time.Millisecond
+
+// emitter numbers the events of one operation and hands them to the host one at a time.
+type emitter struct {
+	operation string
+	emit      func(plugin.Event)
+
+	mu     sync.Mutex
+	seq    uint64
+	meters []*meter
+	stop   chan struct{}
+	done   chan struct{}
+}
+
+func newEmitter(operation string, emit func(plugin.Event)) *emitter {
+	o := &emitter{operation: operation, emit: emit, stop: make(chan struct{}), done: make(chan struct{})}
+	go o.tick()
+	return o
+}
+
+// close ends the reporting of progress. No event is emitted after it returned.
+func (o *emitter) close() {
+	close(o.stop)
+	<-o.done
+}
+
+func (o *emitter) send(ev plugin.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.sendLocked(ev)
+}
+
+func (o *emitter) sendLocked(ev plugin.Event) {
+	if o.emit == nil {
+		return
+	}
+	o.seq++
+	ev.Seq, ev.Time, ev.Operation = o.seq, time.Now().UTC(), o.operation
+	o.emit(ev)
+}
+
+// tick reports the meters that moved until close.
+func (o *emitter) tick() {
+	defer close(o.done)
+	t := time.NewTicker(progressEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-o.stop:
+			return
+		case <-t.C:
+		}
+		o.mu.Lock()
+		for _, m := range o.meters {
+			if ev, moved := m.event(); moved {
+				o.sendLocked(ev)
+			}
+		}
+		o.mu.Unlock()
+	}
+}
+
+// scope is where in an operation something happens: a machine, and perhaps one of its disks.
+type scope struct {
+	out     *emitter
+	machine string
+	disk    string
+}
+
+func (s scope) phase(name string) {
+	s.out.send(plugin.Event{Machine: s.machine, Disk: s.disk, Kind: plugin.EventPhase, Phase: name})
+}
+
+func (s scope) tell(d plugin.Diagnostic) {
+	if d.Object == "" {
+		d.Object = s.machine
+		if s.disk != "" {
+			d.Object += " " + s.disk
+		}
+	}
+	s.out.send(plugin.Event{Machine: s.machine, Disk: s.disk, Kind: plugin.EventDiagnostic, Diagnostic: &d})
+}
+
+func (s scope) info(code plugin.Code, summary, detail string) {
+	s.tell(plugin.Diagnostic{Severity: plugin.SeverityInfo, Code: code, Summary: summary, Detail: detail})
+}
+
+func (s scope) on(disk string) scope { s.disk = disk; return s }
+
+// meter counts the work on one thing. Its counters may be changed from any goroutine.
+type meter struct {
+	scope scope
+	phase string
+	start time.Time
+
+	done, total, read, stored atomic.Int64
+	told                      [4]int64 // what the last event said
+}
+
+// meter starts reporting a piece of work of total bytes until the returned function is called.
+func (s scope) meter(phase string, total int64) (*meter, func()) {
+	m := &meter{scope: s, phase: phase, start: time.Now()}
+	m.total.Store(total)
+	o := s.out
+	o.mu.Lock()
+	o.meters = append(o.meters, m)
+	o.mu.Unlock()
+	return m, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		for i, x := range o.meters {
+			if x == m {
+				o.meters = append(o.meters[:i:i], o.meters[i+1:]...)
+				break
+			}
+		}
+		if ev, moved := m.event(); moved {
+			o.sendLocked(ev)
+		}
+	}
+}
+
+func (m *meter) event() (plugin.Event, bool) {
+	now := [4]int64{m.done.Load(), m.total.Load(), m.read.Load(), m.stored.Load()}
+	if now == m.told {
+		return plugin.Event{}, false
+	}
+	m.told = now
+	p := &plugin.Progress{Done: now[0], Total: now[1], Read: now[2], Stored: now[3]}
+	if spent := time.Since(m.start); p.Done > 0 && p.Total > p.Done && spent > time.Second {
+		p.ETA = time.Duration(float64(spent) * float64(p.Total-p.Done) / float64(p.Done)).Round(time.Second)
+	}
+	return plugin.Event{Machine: m.scope.machine, Disk: m.scope.disk, Kind: plugin.EventProgress, Phase: m.phase, Progress: p}, true
+}

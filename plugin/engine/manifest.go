@@ -1,0 +1,139 @@
+package engine
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/vmkeep/vmkeep/plugin"
+)
+
+// manifestVersion is raised when an older engine could misunderstand a manifest. Added fields do not raise it.
+const manifestVersion = 1
+
+// manifestLimit bounds what is read as a manifest, in bytes: repositories are not trusted.
+const manifestLimit = 64 << 20
+
+// manifest is vm.json: everything about a point that restic's own format has no place for.
+type manifest struct {
+	Version int       `json:"version"`
+	Tool    string    `json:"tool"`
+	Time    time.Time `json:"time"` // when the snapshot was taken
+
+	Machine     manifestMachine    `json:"machine"`
+	Consistency plugin.Consistency `json:"consistency"`
+	Quiesce     []string           `json:"quiesce,omitempty"` // what was tried and why it was not reached
+	Disks       []manifestDisk     `json:"disks"`
+
+	// Config is the machine's ConfigInfo in vim25's JSON encoding, as it was at the snapshot.
+	Config json.RawMessage `json:"config,omitempty"`
+}
+
+type manifestMachine struct {
+	Name         string   `json:"name"`
+	Path         string   `json:"path"`
+	ID           string   `json:"id"`
+	InstanceUUID string   `json:"instanceUuid"`
+	BIOSUUID     string   `json:"biosUuid"`
+	VCenter      string   `json:"vcenter"` // instanceUuid of the vCenter or host
+	APIVersion   string   `json:"apiVersion,omitempty"`
+	Host         string   `json:"host,omitempty"`
+	HostBuild    string   `json:"hostBuild,omitempty"`
+	GuestOS      string   `json:"guestOS,omitempty"`
+	HWVersion    string   `json:"hwVersion,omitempty"`
+	PowerState   string   `json:"powerState,omitempty"`
+	Template     bool     `json:"template,omitempty"`
+	Restored     string   `json:"restored,omitempty"`  // mark left by the last restore into this machine
+	Snapshots    []string `json:"snapshots,omitempty"` // foreign snapshots at that time, "moref" and "current=moref"
+}
+
+type manifestDisk struct {
+	Name        string   `json:"name"`
+	Key         int32    `json:"key"`
+	Label       string   `json:"label,omitempty"`
+	UUID        string   `json:"uuid"`
+	Path        string   `json:"path"`
+	Chain       []string `json:"chain,omitempty"` // datastore paths from the frozen link down to the base
+	Capacity    int64    `json:"capacity"`
+	ChangeID    string   `json:"changeId,omitempty"`
+	Incremental bool     `json:"incremental"`
+	Reason      string   `json:"reason"`
+	Transport   string   `json:"transport,omitempty"`
+	Read        int64    `json:"read"`
+	Changed     int64    `json:"changed,omitempty"`
+	Reused      int64    `json:"reused,omitempty"`
+	Skipped     string   `json:"skipped,omitempty"`
+}
+
+func (m *manifest) encode() ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(m); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// parseManifest reads vm.json. The repository is untrusted: names and sizes are checked here, once.
+func parseManifest(b []byte) (*manifest, error) {
+	var m manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("manifest: %w", err)
+	}
+	if m.Version < 1 || m.Version > manifestVersion {
+		return nil, fmt.Errorf("manifest: version %d, this program understands up to %d: use a newer vmkeep", m.Version, manifestVersion)
+	}
+	seen := map[string]bool{}
+	for _, d := range m.Disks {
+		switch {
+		case d.Name == "" || d.Name != safeName(d.Name) || strings.HasPrefix(d.Name, "."):
+			return nil, fmt.Errorf("manifest: disk name %q", d.Name)
+		case seen[d.Name]:
+			return nil, fmt.Errorf("manifest: two disks are named %q", d.Name)
+		case d.Capacity < 0 || d.Capacity%512 != 0:
+			return nil, fmt.Errorf("manifest: disk %s has %d bytes", d.Name, d.Capacity)
+		}
+		seen[d.Name] = true
+	}
+	return &m, nil
+}
+
+func (m *manifest) disk(name string) *manifestDisk {
+	for i := range m.Disks {
+		if m.Disks[i].Name == name {
+			return &m.Disks[i]
+		}
+	}
+	return nil
+}
+
+// Tags of a point's snapshot document. restic separates tags with commas, so values hold none.
+const (
+	tagPoint   = "vmkeep"
+	tagMachine = "vm="
+	tagVCenter = "vc="
+)
+
+func pointTags(m *manifest, extra []string) []string {
+	tags := []string{tagPoint, tagMachine + m.Machine.InstanceUUID, tagVCenter + m.Machine.VCenter, string(m.Consistency)}
+	for _, t := range extra {
+		if t = strings.ReplaceAll(strings.TrimSpace(t), ",", "_"); t != "" {
+			tags = append(tags, t)
+		}
+	}
+	return tags
+}
+
+// tagValue returns what follows prefix in the first tag that has it.
+func tagValue(tags []string, prefix string) string {
+	for _, t := range tags {
+		if v, ok := strings.CutPrefix(t, prefix); ok {
+			return v
+		}
+	}
+	return ""
+}

@@ -1,0 +1,125 @@
+package engine
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// A change id is trusted only with a matching trust record: what the previous point says of the disk, and what
+// vSphere says of it now (DESIGN section 5). Everything else is read in full. The reasons below are what hosts,
+// manifests and people see.
+const (
+	reasonTracked      = "change tracking"
+	reasonRequested    = "full requested"
+	reasonFirst        = "no previous point"
+	reasonNewDisk      = "disk is new in this machine"
+	reasonSuspect      = "an audit found a difference"
+	reasonRestored     = "restored"
+	reasonCapacity     = "capacity changed"
+	reasonMoved        = "disk moved to another file"
+	reasonReverted     = "reverted"
+	reasonSnapshots    = "snapshots of others changed"
+	reasonNoPrevID     = "previous point has no change id"
+	reasonNotTracked   = "change tracking is not active on this disk"
+	reasonRestarted    = "tracking restarted"
+	reasonUnreadable   = "previous point is damaged"
+	reasonUnchangedOff = "powered off since the previous point"
+)
+
+// diskFacts is what vSphere says of a disk now, in the snapshot that is about to be read.
+type diskFacts struct {
+	name     string // "scsi0-0"
+	uuid     string
+	capacity int64
+	changeID string   // empty: not tracked
+	chain    []string // datastore paths from the frozen link down to the base
+}
+
+// machineFacts is what vSphere says of the machine now.
+type machineFacts struct {
+	restored  string
+	snapshots []string
+	suspects  []string // uuids of disks that an audit found to differ
+}
+
+// verdict is how a disk will be read.
+type verdict struct {
+	since  string // change id to ask for; empty: read in full
+	reason string
+	old    *manifestDisk // the previous point's record; nil for a full read
+}
+
+// judge decides how to read a disk. prev is nil when there is no previous point.
+//
+// The rules are ordered from the plainest to the subtlest, so that the reason given is the one that a person
+// would give.
+func judge(now diskFacts, machine machineFacts, prev *manifest) verdict {
+	full := func(reason string) verdict { return verdict{reason: reason} }
+	if prev == nil {
+		return full(reasonFirst)
+	}
+	i := slices.IndexFunc(prev.Disks, func(d manifestDisk) bool { return d.UUID == now.uuid && d.UUID != "" })
+	if i < 0 || prev.Disks[i].Skipped != "" {
+		return full(reasonNewDisk)
+	}
+	old := &prev.Disks[i]
+	switch {
+	case slices.Contains(machine.suspects, now.uuid):
+		return full(reasonSuspect)
+	case machine.restored != prev.Machine.Restored:
+		return full(reasonRestored)
+	case old.Capacity != now.capacity:
+		return full(reasonCapacity)
+	case now.changeID == "":
+		return full(reasonNotTracked)
+	case old.ChangeID == "":
+		return full(reasonNoPrevID)
+	}
+	was, wasSeq := splitChangeID(old.ChangeID)
+	is, isSeq := splitChangeID(now.changeID)
+	switch {
+	case was != is:
+		return full(reasonRestarted)
+	case isSeq < wasSeq:
+		return full(reasonReverted)
+	}
+	if reason := chainChanged(old.Chain, now.chain); reason != "" {
+		return full(reason)
+	}
+	if !slices.Equal(prev.Machine.Snapshots, machine.snapshots) {
+		// A snapshot that came and was reverted to looks like one that only came. Change tracking has been
+		// seen to miss blocks after a revert (gestaltit.com, "Pre-existing Snapshot Could Cause Inconsistent
+		// Incrementals"), so neither is trusted.
+		return full(reasonSnapshots)
+	}
+	return verdict{since: old.ChangeID, reason: reasonTracked, old: old}
+}
+
+// chainChanged compares two chains of links of a disk, each from the frozen link down to the base. Links on top
+// of the older chain, or fewer of them, are what snapshots and consolidation do; anything else means that the
+// disk runs on other files than those that were tracked.
+func chainChanged(was, is []string) string {
+	if len(was) == 0 || len(is) == 0 {
+		return ""
+	}
+	if was[len(was)-1] != is[len(is)-1] {
+		return reasonMoved
+	}
+	for i := 1; i <= min(len(was), len(is)); i++ {
+		if was[len(was)-i] != is[len(is)-i] {
+			return reasonReverted
+		}
+	}
+	return ""
+}
+
+// splitChangeID parts "uuid/sequence". A malformed sequence is -1, which never equals a good one's successor.
+func splitChangeID(id string) (tracking string, sequence int64) {
+	tracking, s, _ := strings.Cut(id, "/")
+	n, err := strconv.ParseInt(s, 10, 64)
+	if err != nil {
+		return tracking, -1
+	}
+	return tracking, n
+}

@@ -1,0 +1,342 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vmkeep/vmkeep/chunker/extent"
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/restic"
+	"github.com/vmkeep/vmkeep/vddk"
+)
+
+// diskWriter writes a point's disk, or extents of it, to a target.
+//
+// Chunks end at any byte, disks are written in sectors: the sector that two chunks share is put together from both
+// (see stitcher). Blobs are fetched in the order of the packs, so they arrive, and are written, in any order.
+type diskWriter struct {
+	repo   *repo.Repository
+	target diskTarget
+	size   int64
+	parts  []*restic.ID
+	// only are the extents to write, multiples of a sector; nil: the whole disk.
+	only extent.Set
+	// fresh says that the target reads as zeros where nothing was written: zeros are left out.
+	fresh bool
+	// allowMissing makes chunks that the repository lost zeros, instead of a failure.
+	allowMissing bool
+	meter        *meter
+
+	fetched atomic.Int64
+	written atomic.Int64
+	mu      sync.Mutex
+	lost    []extent.Extent
+}
+
+// diskTarget is what a disk is written to: a virtual disk, a file, a set of files.
+type diskTarget interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// batchParts is how many parts are fetched together: enough that a pack is read once for all its chunks, few enough
+// that the list of chunks stays small. In bytes of the disk: 8 GiB.
+const batchParts = 8
+
+// piece is a chunk of the point and where it lies on the disk.
+type piece struct {
+	id  restic.ID
+	off int64
+	len int64
+}
+
+// run writes everything.
+func (w *diskWriter) run(ctx context.Context) error {
+	stitch := &stitcher{target: w.target, fresh: w.fresh, pending: map[int64]*sector{}, written: &w.written}
+	for first := 0; first < len(w.parts); first += batchParts {
+		batch, err := w.pieces(ctx, first, min(first+batchParts, len(w.parts)))
+		if err != nil {
+			return err
+		}
+		if err := w.batch(ctx, batch, stitch); err != nil {
+			return err
+		}
+	}
+	return stitch.complete()
+}
+
+// pieces lists the chunks of parts [first, last) that hold bytes to write.
+func (w *diskWriter) pieces(ctx context.Context, first, last int) ([]piece, error) {
+	var out []piece
+	for n := first; n < last; n++ {
+		start, size := int64(n)*PartSize, partLen(w.size, n)
+		if w.only != nil && !w.only.Overlaps(extent.Extent{Off: start, Len: size}) {
+			w.meter.done.Add(size)
+			continue
+		}
+		if w.parts[n] == nil {
+			return nil, fmt.Errorf("part %d is missing from the point: %w", n, repo.ErrDamaged)
+		}
+		ids, sizes, err := loadPart(ctx, w.repo, *w.parts[n], size)
+		if err != nil {
+			return nil, fmt.Errorf("part %d: %w", n, err)
+		}
+		off := start
+		for i, id := range ids {
+			p := piece{id: id, off: off, len: int64(sizes[i])}
+			off += p.len
+			if w.only != nil && !w.only.Overlaps(extent.Extent{Off: p.off, Len: p.len}) {
+				w.meter.done.Add(p.len)
+				continue
+			}
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher) error {
+	var fetch []piece
+	var ids []restic.ID
+	for _, p := range batch {
+		if p.id == restic.ZeroChunk() {
+			if err := w.put(p, nil, stitch); err != nil {
+				return err
+			}
+			continue
+		}
+		fetch, ids = append(fetch, p), append(ids, p.id)
+	}
+	if len(ids) == 0 {
+		return context.Cause(ctx)
+	}
+	err := w.repo.Fetch(ctx, ids, func(i int, data []byte) error {
+		if int64(len(data)) != fetch[i].len {
+			return fmt.Errorf("chunk %s has %d bytes, the index says %d: %w", fetch[i].id.Short(), len(data), fetch[i].len, repo.ErrDamaged)
+		}
+		w.fetched.Add(int64(len(data)))
+		return w.put(fetch[i], data, stitch)
+	})
+	var missing *repo.MissingError
+	if !errors.As(err, &missing) {
+		return err
+	}
+	gone := map[restic.ID]bool{}
+	for _, b := range missing.Blobs {
+		gone[b.ID] = true
+	}
+	for _, p := range fetch {
+		if !gone[p.id] {
+			continue
+		}
+		w.mu.Lock()
+		w.lost = append(w.lost, extent.Extent{Off: p.off, Len: p.len})
+		w.mu.Unlock()
+		if w.allowMissing {
+			if err := w.put(p, nil, stitch); err != nil {
+				return err
+			}
+		}
+	}
+	if !w.allowMissing {
+		return &plugin.Error{Code: plugin.CodeDamaged, Summary: "the repository lost a part of the disk", Err: err,
+			Detail: fmt.Sprintf("%d bytes in %d extents, the first at %d", extent.Of(w.lost...).Bytes(), len(extent.Of(w.lost...)), w.lost[0].Off),
+			Remedy: "restore with --allow-missing to get zeros there, or take another point"}
+	}
+	return nil
+}
+
+// put writes what is wanted of a piece; data nil: zeros.
+func (w *diskWriter) put(p piece, data []byte, stitch *stitcher) error {
+	defer w.meter.done.Add(p.len)
+	want := extent.Set{{Off: p.off, Len: p.len}}
+	if w.only != nil {
+		want = w.only.Clip(want[0])
+	}
+	for _, e := range want {
+		var err error
+		if data == nil {
+			err = stitch.zeros(e)
+		} else {
+			err = stitch.write(e.Off, data[e.Off-p.off:e.End()-p.off])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	w.meter.stored.Store(w.written.Load())
+	return nil
+}
+
+// stitcher writes pieces that begin and end at any byte to a target that takes whole sectors.
+type stitcher struct {
+	target  diskTarget
+	fresh   bool
+	written *atomic.Int64
+
+	mu      sync.Mutex
+	pending map[int64]*sector // by number
+}
+
+// sector is being put together from the pieces that share it.
+type sector struct {
+	data   [vddk.SectorSize]byte
+	filled int
+}
+
+// zeroRun is the granularity in which zeros are looked for and left out on a fresh target.
+const zeroRun = 64 << 10
+
+var zeros [zeroRun]byte // never written
+
+func isZero(p []byte) bool {
+	for len(p) > len(zeros) {
+		if !bytes.Equal(p[:len(zeros)], zeros[:]) {
+			return false
+		}
+		p = p[len(zeros):]
+	}
+	return bytes.Equal(p, zeros[:len(p)])
+}
+
+// write takes the bytes at off. data is not kept.
+func (s *stitcher) write(off int64, data []byte) error {
+	if head := int(-off & (vddk.SectorSize - 1)); head > 0 {
+		head = min(head, len(data))
+		if err := s.edge(off, data[:head], head); err != nil {
+			return err
+		}
+		off, data = off+int64(head), data[head:]
+	}
+	if tail := len(data) & (vddk.SectorSize - 1); tail > 0 {
+		if err := s.edge(off+int64(len(data)-tail), data[len(data)-tail:], tail); err != nil {
+			return err
+		}
+		data = data[:len(data)-tail]
+	}
+	if !s.fresh {
+		return s.put(off, data)
+	}
+	for len(data) > 0 { // write runs between zeros, cut at multiples of zeroRun
+		n := 0
+		for n < len(data) {
+			step := min(zeroRun-int((off+int64(n))&(zeroRun-1)), len(data)-n)
+			if isZero(data[n : n+step]) {
+				break
+			}
+			n += step
+		}
+		if err := s.put(off, data[:n]); err != nil {
+			return err
+		}
+		off, data = off+int64(n), data[n:]
+		if len(data) > 0 {
+			skip := min(zeroRun-int(off&(zeroRun-1)), len(data))
+			off, data = off+int64(skip), data[skip:]
+		}
+	}
+	return nil
+}
+
+// zeros takes a run of zeros.
+func (s *stitcher) zeros(e extent.Extent) error {
+	for e.Len > 0 {
+		n := min(e.Len, zeroRun-e.Off&(zeroRun-1))
+		aligned := e.Off&(vddk.SectorSize-1) == 0 && n&(vddk.SectorSize-1) == 0
+		if !s.fresh || !aligned {
+			if err := s.write(e.Off, zeros[:n]); err != nil {
+				return err
+			}
+		}
+		e.Off, e.Len = e.Off+n, e.Len-n
+	}
+	return nil
+}
+
+// edge takes a piece of one sector.
+func (s *stitcher) edge(off int64, data []byte, n int) error {
+	number := off / vddk.SectorSize
+	s.mu.Lock()
+	x := s.pending[number]
+	if x == nil {
+		x = &sector{}
+		s.pending[number] = x
+	}
+	copy(x.data[off%vddk.SectorSize:], data)
+	x.filled += n
+	whole := x.filled == vddk.SectorSize
+	if whole {
+		delete(s.pending, number)
+	}
+	s.mu.Unlock()
+	if !whole || s.fresh && isZero(x.data[:]) {
+		return nil
+	}
+	return s.put(number*vddk.SectorSize, x.data[:])
+}
+
+func (s *stitcher) put(off int64, data []byte) error {
+	if len(data) == 0 {
+		return nil
+	}
+	if _, err := s.target.WriteAt(data, off); err != nil {
+		return err
+	}
+	s.written.Add(int64(len(data)))
+	return nil
+}
+
+// complete makes sure that every sector got all its bytes.
+func (s *stitcher) complete() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.pending); n > 0 {
+		return fmt.Errorf("%d sectors were written in part: %w", n, repo.ErrDamaged)
+	}
+	return nil
+}
+
+// verify reads the target back and compares every chunk with its name. It returns the differing extents.
+func (w *diskWriter) verify(ctx context.Context, m *meter) (extent.Set, error) {
+	var mu sync.Mutex
+	var different []extent.Extent
+	lost := extent.Of(w.lost...)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(cpus() + 1)
+	for n := range w.parts {
+		g.Go(func() error {
+			batch, err := w.pieces(ctx, n, n+1)
+			if err != nil {
+				return err
+			}
+			for _, p := range batch {
+				if err := context.Cause(ctx); err != nil {
+					return err
+				}
+				same, err := sameChunk(w.target, p)
+				if err != nil {
+					return fmt.Errorf("read back at %d: %w", p.off, err)
+				}
+				m.read.Add(p.len)
+				m.done.Add(p.len)
+				e := extent.Extent{Off: p.off, Len: p.len}
+				if !same && !lost.Overlaps(e) {
+					mu.Lock()
+					different = append(different, e)
+					mu.Unlock()
+				}
+			}
+			return nil
+		})
+	}
+	err := g.Wait()
+	return extent.Of(different...), err
+}
