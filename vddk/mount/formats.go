@@ -4,6 +4,7 @@ import (
 	"github.com/vmkeep/vmkeep/vddk/mount/device"
 	"github.com/vmkeep/vmkeep/vddk/mount/ext4"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
+	"github.com/vmkeep/vmkeep/vddk/mount/xfs"
 )
 
 // formats are what volumes are probed for, in order. Containers that may keep an older file system's superblock
@@ -11,6 +12,7 @@ import (
 func formats() []guestfs.Format {
 	return []guestfs.Format{
 		ext4.Format(),
+		xfs.Format(),
 	}
 }
 

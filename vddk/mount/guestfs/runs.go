@@ -47,7 +47,12 @@ func (m *Map) Add(file, disk, n int64) error {
 }
 
 // File makes a File of size bytes of the map. Runs that overlap are damage; what lies beyond size is cut off.
-func (m *Map) File(src *Source, size int64) (File, error) {
+func (m *Map) File(src *Source, size int64) (File, error) { return m.file(src, src.ReadData, size) }
+
+// Meta is File for streams that are metadata (directories, attributes): read through the cache for it.
+func (m *Map) Meta(src *Source, size int64) (File, error) { return m.file(src, src.ReadMeta, size) }
+
+func (m *Map) file(src *Source, read func([]byte, int64) error, size int64) (File, error) {
 	if size < 0 {
 		return nil, Damaged("file of %d bytes", size)
 	}
@@ -66,12 +71,13 @@ func (m *Map) File(src *Source, size int64) (File, error) {
 		}
 	}
 	end := sort.Search(len(m.runs), func(k int) bool { return m.runs[k].file >= size })
-	return &mapFile{src, size, m.runs[:end:end]}, nil
+	return &mapFile{src, read, size, m.runs[:end:end]}, nil
 }
 
 // mapFile is a stream stored as it is, in runs.
 type mapFile struct {
 	src  *Source
+	get  func([]byte, int64) error
 	size int64
 	runs []run // sorted, disjoint; gaps are holes
 }
@@ -90,7 +96,7 @@ func (f *mapFile) read(p []byte, off int64) error {
 			n = min(n, r.file+r.len-off)
 			if r.disk < 0 {
 				clear(p[:n])
-			} else if err := f.src.ReadData(p[:n], r.disk+off-r.file); err != nil {
+			} else if err := f.get(p[:n], r.disk+off-r.file); err != nil {
 				return err
 			}
 			k++
