@@ -147,6 +147,7 @@ func (l *Lab) start(ctx context.Context, opt Options) (err error) {
 	m.Service.RegisterEndpoints = true
 	m.Service.ServeMux = http.NewServeMux()
 	s.serve(m.Service.ServeMux)
+	l.serveControl(m.Service.ServeMux)
 	if opt.SessionIdle > 0 {
 		s.reg.OptionManager().Setting = append(s.reg.OptionManager().Setting,
 			&types.OptionValue{Key: "config.vmacore.soap.sessionTimeout", Value: opt.SessionIdle.String()})

@@ -166,23 +166,26 @@ func (s *store) drop(l *link) {
 	}
 }
 
-// forgetUnder drops every link whose descriptor lies at or below the datastore path p: the datastore's files
-// were deleted underneath.
-func (s *store) forgetUnder(p string) {
+// under returns the links whose descriptor lies at or below the datastore path p.
+func (s *store) under(p string) (out []*link) {
 	ds, file, ok := splitPath(p)
 	if !ok {
-		return
+		return nil
 	}
-	var gone []*link
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	for _, l := range s.links {
 		lds, lf, _ := splitPath(l.path)
 		if lds == ds && (lf == file || strings.HasPrefix(lf, strings.TrimSuffix(file, "/")+"/")) {
-			gone = append(gone, l)
+			out = append(out, l)
 		}
 	}
-	s.mu.Unlock()
-	for _, l := range gone {
+	return out
+}
+
+// forgetUnder drops every link at or below p: its files are deleted.
+func (s *store) forgetUnder(p string) {
+	for _, l := range s.under(p) {
 		s.drop(l)
 	}
 }
@@ -259,6 +262,13 @@ func (l *link) open() (*os.File, error) {
 	}
 	l.data = f
 	return f, nil
+}
+
+// name is where the link's content lies.
+func (l *link) name() string {
+	l.once.Lock()
+	defer l.once.Unlock()
+	return l.file
 }
 
 // writeDescriptor writes the small text file that names the link's content and parent.

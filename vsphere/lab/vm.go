@@ -99,11 +99,12 @@ func (v *VM) Disks() (out []DiskInfo, err error) {
 			if l := m.live[d.Key]; l != nil {
 				if _, e := l.open(); e != nil {
 					err = e
+					continue
 				}
 				l.vol.mu.RLock()
 				i.Tracked = l.vol.track != nil
 				l.vol.mu.RUnlock()
-				i.File = l.file
+				i.File = l.name()
 			}
 			out = append(out, i)
 		}

@@ -68,6 +68,13 @@ func (l *Lab) Inject(f Fault) (remove func()) {
 	}
 }
 
+// ClearFaults takes back every fault of Inject.
+func (l *Lab) ClearFaults() {
+	l.sim.wire.mu.Lock()
+	l.sim.wire.faults = nil
+	l.sim.wire.mu.Unlock()
+}
+
 // Calls returns the calls made since the start or the last ResetCalls, in order of arrival.
 func (l *Lab) Calls() []Call {
 	w := &l.sim.wire
@@ -205,7 +212,6 @@ func (s *sim) serve(mux *http.ServeMux) {
 		mux.HandleFunc(m+" /folder/", s.serveFolder)
 	}
 	s.serveLeases(mux)
-	s.serveControl(mux)
 }
 
 func serveNFCVersions(w http.ResponseWriter, _ *http.Request) {
