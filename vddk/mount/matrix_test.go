@@ -86,6 +86,16 @@ func equalsKernel(t *testing.T, image mounttest.Image) {
 	for _, d := range mounttest.Diff(truth, got) {
 		t.Error(d)
 	}
+	replayed := false
+	for _, n := range f.Info().Notes {
+		replayed = replayed || strings.Contains(n.Text, "was replayed")
+		if n.Uncertain {
+			t.Errorf("uncertain: %s", n.Text)
+		}
+	}
+	if replayed != (image.Crash != mounttest.Clean) {
+		t.Errorf("journal replayed: %v, notes %v", replayed, f.Info().Notes)
+	}
 }
 
 // openOnly opens the one file system of an image.

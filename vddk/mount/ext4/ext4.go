@@ -178,6 +178,7 @@ func open(src *guestfs.Source) (*driver, error) {
 	if over.Len() > 0 {
 		// What was journalled includes the superblock and the descriptors themselves.
 		d.src = src.With(over)
+		d.note(false, "the journal was replayed in memory (%d blocks changed)", over.Len())
 		if err := d.readSuper(); err != nil {
 			return nil, fmt.Errorf("after replaying the journal: %w", err)
 		}

@@ -80,6 +80,7 @@ func (d *driver) replay() (*overlay, error) {
 			return nil, err
 		}
 	}
+	d.note(false, "the log was replayed in memory (from sector %d to %d, %d sectors changed)", tail&(1<<32-1), last.end()%r.n, p.over.Len())
 	if len(p.open) > 0 {
 		d.note(true, "%d changes of extents or attributes were begun and not finished in the log: single files written in the last seconds may show an older state", len(p.open))
 	}

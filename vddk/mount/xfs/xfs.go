@@ -153,7 +153,6 @@ func open(src *guestfs.Source) (*driver, error) {
 	}
 	if over.Len() > 0 {
 		d.src = src.With(over)
-		d.note(false, "the log was replayed in memory (%d KiB changed)", over.Len()/2)
 		if err := d.readSuper(); err != nil {
 			return nil, fmt.Errorf("after replaying the log: %w", err)
 		}

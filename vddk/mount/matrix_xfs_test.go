@@ -1,0 +1,150 @@
+package mount_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmkeep/vmkeep/vddk/mount/mounttest"
+)
+
+// mkfs.xfs refuses what is below 300 MiB unless told that nobody supports it.
+func xfs(options string) string { return "mkfs.xfs --unsupported -q -f -K " + options }
+
+var xfsImages = map[string]mounttest.Image{
+	"default":       {Size: 128 * mib, Mkfs: xfs(""), Fill: grow(mounttest.Tree{Files: 3000, Names: 12000})},
+	"1k nrext64":    {Size: 128 * mib, Mkfs: xfs("-b size=1024 -n size=8192 -i nrext64=1"), Fill: grow(mounttest.Tree{Huge: true})},
+	"reflink 64k":   {Size: 128 * mib, Mkfs: xfs("-m reflink=1,rmapbt=1 -n size=65536 -i size=2048"), Fill: reflinked},
+	"old times 512": {Size: 128 * mib, Mkfs: xfs("-m bigtime=0,reflink=0,finobt=0 -i size=512,sparse=0 -d agcount=8")},
+	"fragments 1k":  {Size: 128 * mib, Mkfs: xfs("-b size=1024 -d agcount=2"), Fill: shattered},
+	"attr trees":    {Size: 128 * mib, Mkfs: xfs("-b size=4096"), Fill: attributed},
+	"metadata UUID": {Size: 128 * mib, Mkfs: xfs("-m uuid=0d9cc5b4-63a7-4ba2-b0a5-3a1d1dfe2d5b -L label12bytes"), Fill: grow(mounttest.Tree{Names: 2000})},
+}
+
+func TestXFSEqualsKernel(t *testing.T) {
+	mounttest.Need(t, "mkfs.xfs", "mount")
+	for name, image := range xfsImages {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { equalsKernel(t, image) })
+	}
+}
+
+var xfsCrashes = map[string]mounttest.Image{
+	"flushed":       {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.JournalFlushed, Fill: churn(1)},
+	"as is":         {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.AsItLies, Fill: churn(2)},
+	"1k 256k":       {Size: 128 * mib, Mkfs: xfs("-b size=1024 -i nrext64=1"), Mount: "logbsize=256k", Crash: mounttest.JournalFlushed, Fill: churn(3)},
+	"stripe":        {Size: 128 * mib, Mkfs: xfs("-l su=32k"), Crash: mounttest.JournalFlushed, Fill: churn(4)},
+	"wrapped":       {Size: 128 * mib, Mkfs: xfs("-l size=6m"), Mount: "logbsize=64k", Crash: mounttest.JournalFlushed, Fill: wrapped(5)},
+	"wrapped as is": {Size: 128 * mib, Mkfs: xfs("-l size=6m -b size=1024"), Crash: mounttest.AsItLies, Fill: wrapped(6)},
+}
+
+func TestXFSLogEqualsKernelsReplay(t *testing.T) {
+	mounttest.Need(t, "mkfs.xfs", "mount")
+	for name, image := range xfsCrashes {
+		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { equalsKernel(t, image) })
+	}
+}
+
+// reflinked shares extents between files and breaks some of them again.
+func reflinked(dir string) error {
+	if err := mounttest.Grow(dir, mounttest.Tree{Huge: false}); err != nil {
+		return err
+	}
+	from, err := os.Open(filepath.Join(dir, "big/rand.bin"))
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	for k := range 5 {
+		to, err := os.Create(filepath.Join(dir, fmt.Sprintf("big/clone%d.bin", k)))
+		if err != nil {
+			return err
+		}
+		defer to.Close()
+		if err := unix.IoctlFileClone(int(to.Fd()), int(from.Fd())); err != nil {
+			return fmt.Errorf("clone: %w", err)
+		}
+		for i := range int64(20 * k) {
+			if _, err := to.WriteAt([]byte("changed after it was cloned"), i*50021); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// shattered makes files of thousands of extents, whose maps are trees of more than one level.
+func shattered(dir string) error {
+	if err := mounttest.Grow(dir, mounttest.Tree{Files: 400}); err != nil {
+		return err
+	}
+	f, err := os.Create(filepath.Join(dir, "shattered"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for i := range int64(12000) {
+		if _, err := f.WriteAt([]byte(fmt.Sprint(i)), i*2048); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attributed makes files with so many attributes that they need leaves, nodes and blocks for values.
+func attributed(dir string) error {
+	if err := mounttest.Grow(dir, mounttest.Tree{Files: 800}); err != nil {
+		return err
+	}
+	for _, n := range []int{30, 200, 3000} {
+		p := filepath.Join(dir, fmt.Sprintf("attr%d", n))
+		if err := os.WriteFile(p, nil, 0o600); err != nil {
+			return err
+		}
+		for i := range n {
+			v := strings.Repeat(fmt.Sprint(i), 1+i%40)
+			if i%97 == 0 {
+				v = strings.Repeat(fmt.Sprint(i, " "), 3000)
+			}
+			// The list of names that listxattr can return ends at 64 KiB.
+			if err := unix.Lsetxattr(p, fmt.Sprintf("user.%d", i), []byte(v), 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// wrapped writes the log round several times before it churns.
+func wrapped(seed uint64) func(string) error {
+	return func(dir string) error {
+		f, err := os.Create(filepath.Join(dir, "wrap"))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		for i := range 2500 {
+			p := filepath.Join(dir, fmt.Sprintf("wrap%d", i%50))
+			if i%100 < 50 {
+				err = os.WriteFile(p, []byte(fmt.Sprint(i)), 0o600)
+			} else {
+				err = os.Remove(p)
+			}
+			if err != nil {
+				return err
+			}
+			if i%2 == 0 {
+				if err := f.Sync(); err != nil {
+					return err
+				}
+				if _, err := f.WriteAt([]byte{1}, int64(i)*4096); err != nil {
+					return err
+				}
+			}
+		}
+		return churn(seed)(dir)
+	}
+}
