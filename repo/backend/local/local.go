@@ -81,6 +81,7 @@ func newBackend(path string, connections int, fsys filesystem) *Backend {
 }
 
 func (b *Backend) makeLayout() error {
+	parents := b.newParents()
 	dirs := []string{"", "keys", "locks", "snapshots", "index", "data"}
 	for i := range 256 {
 		dirs = append(dirs, filepath.Join("data", fmt.Sprintf("%02x", i)))
@@ -90,16 +91,28 @@ func (b *Backend) makeLayout() error {
 			return b.explain("create", "directory "+dir, err)
 		}
 	}
-	for _, dir := range []string{"data", "", ".."} {
-		err := b.fs.SyncDir(filepath.Join(b.root, dir))
-		if dir == ".." && errors.Is(err, fs.ErrPermission) {
-			continue // the parent may be closed to us; then the directory was there before
-		}
-		if err != nil {
+	for _, dir := range append([]string{filepath.Join(b.root, "data"), b.root}, parents...) {
+		if err := b.fs.SyncDir(dir); err != nil {
 			return b.explain("sync", "directory "+dir, err)
 		}
 	}
 	return nil
+}
+
+// newParents are the directories that will get an entry when root is made: its parents up to the first that
+// exists. They may belong to others and be closed to us where root exists already; then there is nothing to sync.
+func (b *Backend) newParents() []string {
+	var parents []string
+	for dir := b.root; ; {
+		if _, err := b.fs.Stat(dir); err == nil {
+			return parents
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return parents
+		}
+		parents, dir = append(parents, parent), parent
+	}
 }
 
 func (b *Backend) path(h backend.Handle) string {
@@ -312,6 +325,11 @@ func (b *Backend) Remove(ctx context.Context, h backend.Handle) error {
 	if errors.Is(err, fs.ErrPermission) {
 		// Immutable or append-only attributes, or a directory that belongs to somebody else.
 		return fmt.Errorf("remove %s: %w: %w", h, err, backend.ErrReadOnly)
+	}
+	if err == nil && (h.Type == restic.IndexFile || h.Type == restic.SnapshotFile || h.Type == restic.KeyFile) {
+		// prune removes an index before the packs it names, forget a snapshot before prune looks: a power cut must
+		// not undo the first and keep the second. Packs and locks may come back; that is harmless, and cheaper.
+		err = b.fs.SyncDir(filepath.Dir(b.path(h)))
 	}
 	if err != nil {
 		return b.explain("remove", h.String(), err)
