@@ -15,7 +15,7 @@ func TestCutsEqualRestics(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, b := range samples(24<<20+77*i, byte(i)) {
+		for name, b := range samples(24<<20/(1+i)+77*i, byte(i)) {
 			t.Run(fmt.Sprintf("%v/%s", pol, name), func(t *testing.T) {
 				want := byRestic(t, b, pol)
 				lens, _ := collect(t, Plan{Size: int64(len(b))}, bytes.NewReader(b), c, nil)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/restic/chunker"
 
@@ -132,56 +131,5 @@ func TestHolesAreNotRead(t *testing.T) {
 	}
 	if most := int(hole.Len / MinSize); zeros > most || zeros < most-2 {
 		t.Errorf("%d zero chunks, want about %d", zeros, most)
-	}
-}
-
-// best is the shortest of a few runs of f.
-func best(f func()) time.Duration {
-	least := time.Hour
-	for range 5 {
-		start := time.Now()
-		f()
-		least = min(least, time.Since(start))
-	}
-	return least
-}
-
-func TestZerosAreCutAtTheSpeedOfMemory(t *testing.T) {
-	c, err := New(testPol)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := samples(16<<20, 1)
-	time := func(data []byte) time.Duration {
-		return best(func() {
-			for _, err := range (Plan{Size: int64(len(data))}).Chunks(bytes.NewReader(data), c) {
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-		})
-	}
-	if zero, random := time(s["zero"]), time(s["random"]); zero > random/2 { // a sixth when measured
-		t.Errorf("16 MiB of zeros take %v, of random data %v", zero, random)
-	}
-}
-
-func TestAtLeastHalfAgainAsFastAsRestic(t *testing.T) {
-	c, err := New(testPol)
-	if err != nil {
-		t.Fatal(err)
-	}
-	data := samples(16<<20, 1)["random"]
-	ours := best(func() {
-		for _, err := range (Plan{Size: int64(len(data))}).Chunks(bytes.NewReader(data), c) {
-			if err != nil {
-				t.Fatal(err)
-			}
-		}
-	})
-	restics := best(func() { byRestic(t, data, testPol) })
-	t.Logf("%.2f times restic/chunker", restics.Seconds()/ours.Seconds())
-	if ours*3 > restics*2 {
-		t.Errorf("ours %v, restic/chunker %v", ours, restics)
 	}
 }
