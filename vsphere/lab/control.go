@@ -16,49 +16,63 @@ import (
 // The control interface lets another process play the guest and cause faults. It asks nobody who he is: a lab holds
 // nothing worth protecting. {vm} is a name or a managed object id.
 //
-//	GET    /lab                          machines, disks and snapshots as JSON
-//	GET    /lab/{vm}/{key}               the live disk, raw; ranges work
-//	PUT    /lab/{vm}/{key}?offset=N      the guest writes the body at byte N
-//	POST   /lab/{vm}/faults?...          quiesce=application|filesystem  leaveDelta=N  lie=drop:2|shift:65536|short:65536
-//	                                     query=KEY (refuse changed areas)  delay=createSnapshot:5s; none: all is well
-//	POST   /lab/{vm}/powercut            change tracking is reset
-//	POST   /lab/faults?method=M&nth=N&times=N&do=...   a call goes wrong: status:503 reset lose truncate hang delay:2s
-//	DELETE /lab/faults                   no call goes wrong any more
-//	POST   /lab/sessions/expire          every session ends
-//	POST   /lab/datastores/{name}?free=N bytes free
-//	POST   /lab/nfc/cut                  every connection to the disk server breaks
+//	GET    /lab                      machines, disks and snapshots as JSON
+//	GET    /lab/{vm}/{key}           the live disk, raw; ranges work
+//	PUT    /lab/{vm}/{key}?offset=N  the guest writes the body at byte N
+//	POST   /lab/{vm}?...             quiesce=application|filesystem  leaveDelta=N  lie=drop:2|shift:65536|short:65536
+//	                                 query=KEY (refuse changed areas)  delay=createSnapshot:5s
+//	                                 powercut=1 (change tracking is reset); nothing: all is well again
+//	POST   /lab?...                  method=M nth=N times=N do=status:503|reset|lose|truncate|hang|delay:2s
+//	                                 expire=1 (every session ends)  cut=1 (connections to the disk server break)
+//	                                 free=DATASTORE:BYTES
+//	DELETE /lab                      no call goes wrong any more
 func (l *Lab) serveControl(mux *http.ServeMux) {
 	mux.HandleFunc("GET /lab", l.controlList)
 	mux.HandleFunc("GET /lab/{vm}/{key}", l.controlRead)
 	mux.HandleFunc("PUT /lab/{vm}/{key}", l.controlWrite)
-	mux.HandleFunc("POST /lab/{vm}/faults", l.controlMachineFaults)
-	mux.HandleFunc("POST /lab/{vm}/powercut", func(w http.ResponseWriter, r *http.Request) {
-		vm, err := l.Lookup(r.PathValue("vm"))
-		if err == nil {
-			err = vm.PowerCut()
-		}
-		done(w, err)
-	})
-	mux.HandleFunc("POST /lab/faults", l.controlFault)
-	mux.HandleFunc("DELETE /lab/faults", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /lab/{vm}", l.controlMachine)
+	mux.HandleFunc("POST /lab", func(w http.ResponseWriter, r *http.Request) { done(w, l.control(r)) })
+	mux.HandleFunc("DELETE /lab", func(w http.ResponseWriter, _ *http.Request) {
 		l.ClearFaults()
 		done(w, nil)
 	})
-	mux.HandleFunc("POST /lab/sessions/expire", func(w http.ResponseWriter, _ *http.Request) {
+}
+
+// control obeys POST /lab.
+func (l *Lab) control(r *http.Request) error {
+	q := r.URL.Query()
+	if q.Get("expire") != "" {
 		l.ExpireSessions()
-		done(w, nil)
-	})
-	mux.HandleFunc("POST /lab/datastores/{name}", func(w http.ResponseWriter, r *http.Request) {
-		n, err := strconv.ParseInt(r.FormValue("free"), 10, 64)
-		if err == nil {
-			err = l.SetFreeSpace(r.PathValue("name"), n)
-		}
-		done(w, err)
-	})
-	mux.HandleFunc("POST /lab/nfc/cut", func(w http.ResponseWriter, _ *http.Request) {
+	}
+	if q.Get("cut") != "" {
 		l.NFC().CutAll()
-		done(w, nil)
-	})
+	}
+	if v := q.Get("free"); v != "" {
+		name, bytes, _ := strings.Cut(v, ":")
+		n, err := strconv.ParseInt(bytes, 10, 64)
+		if err == nil {
+			err = l.SetFreeSpace(name, n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if !q.Has("do") {
+		return nil
+	}
+	f := Fault{Method: q.Get("method")}
+	var err error
+	for k, to := range map[string]*int{"nth": &f.Nth, "times": &f.Times} {
+		if v := q.Get(k); v != "" {
+			if *to, err = strconv.Atoi(v); err != nil {
+				return err
+			}
+		}
+	}
+	if f.Do, err = ParseEffect(q.Get("do")); err == nil {
+		l.Inject(f)
+	}
+	return err
 }
 
 func done(w http.ResponseWriter, err error) {
@@ -169,10 +183,15 @@ func (l *Lab) controlWrite(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (l *Lab) controlMachineFaults(w http.ResponseWriter, r *http.Request) {
+// controlMachine obeys POST /lab/{vm}.
+func (l *Lab) controlMachine(w http.ResponseWriter, r *http.Request) {
 	vm, err := l.Lookup(r.PathValue("vm"))
 	if err != nil {
 		done(w, err)
+		return
+	}
+	if r.URL.Query().Get("powercut") != "" {
+		done(w, vm.PowerCut())
 		return
 	}
 	f, err := machineFaults(r)
@@ -231,24 +250,6 @@ func machineFaults(r *http.Request) (f MachineFaults, err error) {
 		}
 	}
 	return f, err
-}
-
-func (l *Lab) controlFault(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
-	f := Fault{Method: q.Get("method")}
-	var err error
-	for k, to := range map[string]*int{"nth": &f.Nth, "times": &f.Times} {
-		if v := q.Get(k); v != "" {
-			if *to, err = strconv.Atoi(v); err != nil {
-				done(w, err)
-				return
-			}
-		}
-	}
-	if f.Do, err = ParseEffect(q.Get("do")); err == nil {
-		l.Inject(f)
-	}
-	done(w, err)
 }
 
 // ParseEffect reads an effect: "status:503", "reset", "lose", "truncate", "hang", "delay:2s".
