@@ -42,28 +42,36 @@ func outcome(ctx context.Context, d *pb.Diagnostic) error {
 	return err
 }
 
-// ask makes a call that has one answer. what names it for people.
-func ask[Q any, A failing](ctx context.Context, c *client, what string, rpc func(context.Context, Q, ...grpc.CallOption) (A, error), q Q) (A, error) {
+// named is a client about to make a call that people know by a name.
+type named struct {
+	*client
+	what string
+}
+
+func (c *client) named(what string) named { return named{c, what} }
+
+// ask makes a call that has one answer.
+func ask[Q any, A failing](ctx context.Context, n named, rpc func(context.Context, Q, ...grpc.CallOption) (A, error), q Q) (A, error) {
 	var none A
 	if ctx.Err() != nil {
 		return none, asError(context.Cause(ctx))
 	}
-	call, finish := lasting(ctx, c.rpc)
+	call, finish := lasting(ctx, n.rpc)
 	defer finish()
 	a, err := rpc(call, q)
 	if err != nil {
-		return none, broken(ctx, what, err)
+		return none, broken(ctx, n.what, err)
 	}
 	return a, outcome(ctx, a.GetError())
 }
 
 func (c *client) Info(ctx context.Context) (Info, error) {
-	a, err := ask(ctx, c, "info", c.rpc.Info, &pb.InfoRequest{Host: c.host})
+	a, err := ask(ctx, c.named("info"), c.rpc.Info, &pb.InfoRequest{Host: c.host})
 	return from[Info](a.GetInfo()), err
 }
 
 func (c *client) Schema(ctx context.Context) ([]Field, error) {
-	a, err := ask(ctx, c, "schema", c.rpc.Schema, &pb.SchemaRequest{})
+	a, err := ask(ctx, c.named("schema"), c.rpc.Schema, &pb.SchemaRequest{})
 	return fromAll[Field](a.GetFields()), err
 }
 
@@ -72,7 +80,7 @@ func (c *client) Validate(ctx context.Context, config Config) ([]Diagnostic, err
 	if err != nil {
 		return nil, err
 	}
-	a, err := ask(ctx, c, "validate", c.rpc.Validate, &pb.ValidateRequest{Config: q})
+	a, err := ask(ctx, c.named("validate"), c.rpc.Validate, &pb.ValidateRequest{Config: q})
 	return fromAll[Diagnostic](a.GetDiagnostics()), err
 }
 
@@ -81,12 +89,12 @@ func (c *client) Configure(ctx context.Context, config Config) error {
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, c, "configure", c.rpc.Configure, &pb.ConfigureRequest{Config: q})
+	_, err = ask(ctx, c.named("configure"), c.rpc.Configure, &pb.ConfigureRequest{Config: q})
 	return err
 }
 
 func (c *client) InitRepository(ctx context.Context) (Repository, error) {
-	a, err := ask(ctx, c, "init", c.rpc.InitRepository, &pb.InitRepositoryRequest{})
+	a, err := ask(ctx, c.named("init"), c.rpc.InitRepository, &pb.InitRepositoryRequest{})
 	return from[Repository](a.GetRepository()), err
 }
 
@@ -95,7 +103,7 @@ func (c *client) PlanRestore(ctx context.Context, r RestoreRequest) (RestorePlan
 	if err != nil {
 		return RestorePlan{}, err
 	}
-	a, err := ask(ctx, c, "plan a restore", c.rpc.PlanRestore, &pb.PlanRestoreRequest{Restore: q})
+	a, err := ask(ctx, c.named("plan a restore"), c.rpc.PlanRestore, &pb.PlanRestoreRequest{Restore: q})
 	return from[RestorePlan](a.GetPlan()), err
 }
 
@@ -104,12 +112,12 @@ func (c *client) Forget(ctx context.Context, r ForgetRequest) (ForgetReport, err
 	if err != nil {
 		return ForgetReport{}, err
 	}
-	a, err := ask(ctx, c, "forget", c.rpc.Forget, q)
+	a, err := ask(ctx, c.named("forget"), c.rpc.Forget, q)
 	return from[ForgetReport](a.GetReport()), err
 }
 
 func (c *client) Doctor(ctx context.Context) ([]Finding, error) {
-	a, err := ask(ctx, c, "doctor", c.rpc.Doctor, &pb.DoctorRequest{})
+	a, err := ask(ctx, c.named("doctor"), c.rpc.Doctor, &pb.DoctorRequest{})
 	return fromAll[Finding](a.GetFindings()), err
 }
 
@@ -134,24 +142,24 @@ type operating[R any] interface {
 }
 
 // operation makes a call with events and returns its last message's report.
-func operation[Q any, M any, R interface{ comparable }](ctx context.Context, c *client, what string, start start[Q, M], q Q, emit func(Event)) (R, error) {
+func operation[R comparable, M any](ctx context.Context, n named, emit func(Event), start start[M]) (R, error) {
 	var none R
 	if ctx.Err() != nil {
 		return none, asError(context.Cause(ctx))
 	}
-	call, finish := lasting(ctx, c.rpc)
+	call, finish := lasting(ctx, n.rpc)
 	defer finish()
-	stream, err := start(call, q)
+	stream, err := start(call)
 	if err != nil {
-		return none, broken(ctx, what, err)
+		return none, broken(ctx, n.what, err)
 	}
 	for {
 		m, err := stream.Recv()
 		if err == io.EOF {
-			return none, broken(ctx, what, errors.New("it ended without a report"))
+			err = errors.New("it ended without a report")
 		}
 		if err != nil {
-			return none, broken(ctx, what, err)
+			return none, broken(ctx, n.what, err)
 		}
 		o := any(m).(operating[R])
 		if e := o.GetEvent(); e != nil && emit != nil {
@@ -163,15 +171,20 @@ func operation[Q any, M any, R interface{ comparable }](ctx context.Context, c *
 	}
 }
 
-// start is an RPC that answers with a stream.
-type start[Q, M any] func(context.Context, Q, ...grpc.CallOption) (grpc.ServerStreamingClient[M], error)
+// start makes a call that is answered with a stream.
+type start[M any] func(context.Context) (grpc.ServerStreamingClient[M], error)
+
+// with is the call of an RPC with its request.
+func with[Q, M any](rpc func(context.Context, Q, ...grpc.CallOption) (grpc.ServerStreamingClient[M], error), q Q) start[M] {
+	return func(ctx context.Context) (grpc.ServerStreamingClient[M], error) { return rpc(ctx, q) }
+}
 
 func (c *client) Backup(ctx context.Context, r BackupRequest, emit func(Event)) (BackupReport, error) {
 	q, err := request[*pb.BackupSpec](r)
 	if err != nil {
 		return BackupReport{}, err
 	}
-	report, err := operation[*pb.BackupRequest, pb.BackupResponse, *pb.BackupReport](ctx, c, "backup", c.rpc.Backup, &pb.BackupRequest{Backup: q}, emit)
+	report, err := operation[*pb.BackupReport](ctx, c.named("backup"), emit, with(c.rpc.Backup, &pb.BackupRequest{Backup: q}))
 	return from[BackupReport](report), err
 }
 
@@ -180,7 +193,7 @@ func (c *client) Restore(ctx context.Context, r RestoreRequest, emit func(Event)
 	if err != nil {
 		return RestoreReport{}, err
 	}
-	report, err := operation[*pb.RestoreRequest, pb.RestoreResponse, *pb.RestoreReport](ctx, c, "restore", c.rpc.Restore, &pb.RestoreRequest{Restore: q}, emit)
+	report, err := operation[*pb.RestoreReport](ctx, c.named("restore"), emit, with(c.rpc.Restore, &pb.RestoreRequest{Restore: q}))
 	return from[RestoreReport](report), err
 }
 
@@ -189,7 +202,7 @@ func (c *client) Check(ctx context.Context, r CheckRequest, emit func(Event)) (C
 	if err != nil {
 		return CheckReport{}, err
 	}
-	report, err := operation[*pb.CheckRequest, pb.CheckResponse, *pb.CheckReport](ctx, c, "check", c.rpc.Check, q, emit)
+	report, err := operation[*pb.CheckReport](ctx, c.named("check"), emit, with(c.rpc.Check, q))
 	return from[CheckReport](report), err
 }
 
@@ -198,7 +211,7 @@ func (c *client) Verify(ctx context.Context, r VerifyRequest, emit func(Event)) 
 	if err != nil {
 		return VerifyReport{}, err
 	}
-	report, err := operation[*pb.VerifyRequest, pb.VerifyResponse, *pb.VerifyReport](ctx, c, "verify", c.rpc.Verify, q, emit)
+	report, err := operation[*pb.VerifyReport](ctx, c.named("verify"), emit, with(c.rpc.Verify, q))
 	return from[VerifyReport](report), err
 }
 
@@ -207,23 +220,23 @@ func (c *client) Prune(ctx context.Context, r PruneRequest, emit func(Event)) (P
 	if err != nil {
 		return PruneReport{}, err
 	}
-	report, err := operation[*pb.PruneRequest, pb.PruneResponse, *pb.PruneReport](ctx, c, "prune", c.rpc.Prune, q, emit)
+	report, err := operation[*pb.PruneReport](ctx, c.named("prune"), emit, with(c.rpc.Prune, q))
 	return from[PruneReport](report), err
 }
 
 func (c *client) Recover(ctx context.Context, emit func(Event)) (RecoverReport, error) {
-	report, err := operation[*pb.RecoverRequest, pb.RecoverResponse, *pb.RecoverReport](ctx, c, "recover", c.rpc.Recover, &pb.RecoverRequest{}, emit)
+	report, err := operation[*pb.RecoverReport](ctx, c.named("recover"), emit, with(c.rpc.Recover, &pb.RecoverRequest{}))
 	return from[RecoverReport](report), err
 }
 
 // feed makes a call that streams data without side effects: it may be dropped at any time. fn gets every message;
 // its error ends the call and is returned as it is.
-func feed[Q any, M any](ctx context.Context, what string, start start[Q, M], q Q, fn func(*M) error) error {
+func feed[M any](ctx context.Context, n named, start start[M], fn func(*M) error) error {
 	call, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := start(call, q)
+	stream, err := start(call)
 	if err != nil {
-		return broken(ctx, what, err)
+		return broken(ctx, n.what, err)
 	}
 	for {
 		m, err := stream.Recv()
@@ -231,7 +244,7 @@ func feed[Q any, M any](ctx context.Context, what string, start start[Q, M], q Q
 			return nil
 		}
 		if err != nil {
-			return broken(ctx, what, err)
+			return broken(ctx, n.what, err)
 		}
 		if d := any(m).(failing).GetError(); d != nil {
 			return outcome(ctx, d)
@@ -248,7 +261,7 @@ func (c *client) Machines(ctx context.Context, s Selection) ([]Machine, error) {
 		return nil, err
 	}
 	var all []Machine
-	err = feed(ctx, "list machines", c.rpc.Machines, &pb.MachinesRequest{Selection: q}, func(m *pb.MachinesResponse) error {
+	err = feed(ctx, c.named("list machines"), with(c.rpc.Machines, &pb.MachinesRequest{Selection: q}), func(m *pb.MachinesResponse) error {
 		all = append(all, fromAll[Machine](m.GetMachines())...)
 		return nil
 	})
@@ -261,7 +274,7 @@ func (c *client) Points(ctx context.Context, f PointFilter) ([]Point, error) {
 		return nil, err
 	}
 	var all []Point
-	err = feed(ctx, "list points", c.rpc.Points, &pb.PointsRequest{Filter: q}, func(m *pb.PointsResponse) error {
+	err = feed(ctx, c.named("list points"), with(c.rpc.Points, &pb.PointsRequest{Filter: q}), func(m *pb.PointsResponse) error {
 		all = append(all, fromAll[Point](m.GetPoints())...)
 		return nil
 	})
@@ -273,7 +286,7 @@ func (c *client) ReadDisk(ctx context.Context, r ReadDiskRequest, fn func(Frame)
 	if err != nil {
 		return err
 	}
-	return feed(ctx, "read a disk", c.rpc.ReadDisk, q, func(m *pb.ReadDiskResponse) error { return take(m.GetFrame(), fn) })
+	return feed(ctx, c.named("read a disk"), with(c.rpc.ReadDisk, q), func(m *pb.ReadDiskResponse) error { return take(m.GetFrame(), fn) })
 }
 
 func (c *client) ReadFile(ctx context.Context, r FileRequest, fn func(Frame) error) error {
@@ -281,7 +294,7 @@ func (c *client) ReadFile(ctx context.Context, r FileRequest, fn func(Frame) err
 	if err != nil {
 		return err
 	}
-	return feed(ctx, "read a file", c.rpc.ReadFile, &pb.ReadFileRequest{Files: q}, func(m *pb.ReadFileResponse) error { return take(m.GetFrame(), fn) })
+	return feed(ctx, c.named("read a file"), with(c.rpc.ReadFile, &pb.ReadFileRequest{Files: q}), func(m *pb.ReadFileResponse) error { return take(m.GetFrame(), fn) })
 }
 
 // take hands a frame on, unless it contradicts itself.
@@ -299,7 +312,7 @@ func (c *client) ListFiles(ctx context.Context, r FileRequest, fn func(File) err
 	if err != nil {
 		return err
 	}
-	return feed(ctx, "list files", c.rpc.ListFiles, &pb.ListFilesRequest{Files: q}, func(m *pb.ListFilesResponse) error {
+	return feed(ctx, c.named("list files"), with(c.rpc.ListFiles, &pb.ListFilesRequest{Files: q}), func(m *pb.ListFilesResponse) error {
 		for _, f := range m.GetFiles() {
 			if err := fn(from[File](f)); err != nil {
 				return err
@@ -314,5 +327,5 @@ func (c *client) TarFiles(ctx context.Context, r FileRequest, fn func([]byte) er
 	if err != nil {
 		return err
 	}
-	return feed(ctx, "archive files", c.rpc.TarFiles, &pb.TarFilesRequest{Files: q}, func(m *pb.TarFilesResponse) error { return fn(m.GetData()) })
+	return feed(ctx, c.named("archive files"), with(c.rpc.TarFiles, &pb.TarFilesRequest{Files: q}), func(m *pb.TarFilesResponse) error { return fn(m.GetData()) })
 }

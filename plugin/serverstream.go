@@ -81,19 +81,23 @@ func (o *outbox) deliver(send func(*pb.Event) error) {
 }
 
 // operate carries out an operation: its events, then the message that last makes of report and error.
-func operate[Q, R, M any](s *server, st grpc.ServerStreamingServer[M], q Q, fn func(context.Context, Q, func(Event)) (R, error),
-	wrap reply[R, M]) error {
+func operate[R, M any](s *server, st grpc.ServerStreamingServer[M], fn func(context.Context, func(Event)) (R, error), wrap reply[R, M]) error {
 	box := newOutbox()
 	var delivering sync.WaitGroup
 	delivering.Go(func() { box.deliver(func(e *pb.Event) error { return st.Send(wrap.event(e)) }) })
 	var report R
 	err := s.calls.run(st.Context(), func(ctx context.Context) (err error) {
-		report, err = fn(ctx, q, box.put)
+		report, err = fn(ctx, box.put)
 		return err
 	})
 	box.close()
 	delivering.Wait()
 	return st.Send(wrap.last(report, diagnostic(err)))
+}
+
+// asked is a call of the service with its request.
+func asked[Q, R any](fn func(context.Context, Q, func(Event)) (R, error), q Q) func(context.Context, func(Event)) (R, error) {
+	return func(ctx context.Context, emit func(Event)) (R, error) { return fn(ctx, q, emit) }
 }
 
 // reply makes the messages of one RPC.
@@ -107,7 +111,7 @@ func (s *server) Backup(r *pb.BackupRequest, st grpc.ServerStreamingServer[pb.Ba
 	if err != nil {
 		return st.Send(&pb.BackupResponse{Error: diagnostic(err), Report: &pb.BackupReport{}})
 	}
-	return operate(s, st, q, s.svc.Backup, reply[BackupReport, pb.BackupResponse]{
+	return operate(s, st, asked(s.svc.Backup, q), reply[BackupReport, pb.BackupResponse]{
 		func(e *pb.Event) *pb.BackupResponse { return &pb.BackupResponse{Event: e} },
 		func(r BackupReport, e *pb.Diagnostic) *pb.BackupResponse {
 			return &pb.BackupResponse{Report: to[*pb.BackupReport](r), Error: e}
@@ -119,7 +123,7 @@ func (s *server) Restore(r *pb.RestoreRequest, st grpc.ServerStreamingServer[pb.
 	if err != nil {
 		return st.Send(&pb.RestoreResponse{Error: diagnostic(err), Report: &pb.RestoreReport{}})
 	}
-	return operate(s, st, q, s.svc.Restore, reply[RestoreReport, pb.RestoreResponse]{
+	return operate(s, st, asked(s.svc.Restore, q), reply[RestoreReport, pb.RestoreResponse]{
 		func(e *pb.Event) *pb.RestoreResponse { return &pb.RestoreResponse{Event: e} },
 		func(r RestoreReport, e *pb.Diagnostic) *pb.RestoreResponse {
 			return &pb.RestoreResponse{Report: to[*pb.RestoreReport](r), Error: e}
@@ -131,7 +135,7 @@ func (s *server) Check(r *pb.CheckRequest, st grpc.ServerStreamingServer[pb.Chec
 	if err != nil {
 		return st.Send(&pb.CheckResponse{Error: diagnostic(err), Report: &pb.CheckReport{}})
 	}
-	return operate(s, st, q, s.svc.Check, reply[CheckReport, pb.CheckResponse]{
+	return operate(s, st, asked(s.svc.Check, q), reply[CheckReport, pb.CheckResponse]{
 		func(e *pb.Event) *pb.CheckResponse { return &pb.CheckResponse{Event: e} },
 		func(r CheckReport, e *pb.Diagnostic) *pb.CheckResponse {
 			return &pb.CheckResponse{Report: to[*pb.CheckReport](r), Error: e}
@@ -143,7 +147,7 @@ func (s *server) Verify(r *pb.VerifyRequest, st grpc.ServerStreamingServer[pb.Ve
 	if err != nil {
 		return st.Send(&pb.VerifyResponse{Error: diagnostic(err), Report: &pb.VerifyReport{}})
 	}
-	return operate(s, st, q, s.svc.Verify, reply[VerifyReport, pb.VerifyResponse]{
+	return operate(s, st, asked(s.svc.Verify, q), reply[VerifyReport, pb.VerifyResponse]{
 		func(e *pb.Event) *pb.VerifyResponse { return &pb.VerifyResponse{Event: e} },
 		func(r VerifyReport, e *pb.Diagnostic) *pb.VerifyResponse {
 			return &pb.VerifyResponse{Report: to[*pb.VerifyReport](r), Error: e}
@@ -155,7 +159,7 @@ func (s *server) Prune(r *pb.PruneRequest, st grpc.ServerStreamingServer[pb.Prun
 	if err != nil {
 		return st.Send(&pb.PruneResponse{Error: diagnostic(err), Report: &pb.PruneReport{}})
 	}
-	return operate(s, st, q, s.svc.Prune, reply[PruneReport, pb.PruneResponse]{
+	return operate(s, st, asked(s.svc.Prune, q), reply[PruneReport, pb.PruneResponse]{
 		func(e *pb.Event) *pb.PruneResponse { return &pb.PruneResponse{Event: e} },
 		func(r PruneReport, e *pb.Diagnostic) *pb.PruneResponse {
 			return &pb.PruneResponse{Report: to[*pb.PruneReport](r), Error: e}
@@ -163,10 +167,7 @@ func (s *server) Prune(r *pb.PruneRequest, st grpc.ServerStreamingServer[pb.Prun
 }
 
 func (s *server) Recover(_ *pb.RecoverRequest, st grpc.ServerStreamingServer[pb.RecoverResponse]) error {
-	fn := func(ctx context.Context, _ struct{}, emit func(Event)) (RecoverReport, error) {
-		return s.svc.Recover(ctx, emit)
-	}
-	return operate(s, st, struct{}{}, fn, reply[RecoverReport, pb.RecoverResponse]{
+	return operate(s, st, s.svc.Recover, reply[RecoverReport, pb.RecoverResponse]{
 		func(e *pb.Event) *pb.RecoverResponse { return &pb.RecoverResponse{Event: e} },
 		func(r RecoverReport, e *pb.Diagnostic) *pb.RecoverResponse {
 			return &pb.RecoverResponse{Report: to[*pb.RecoverReport](r), Error: e}
