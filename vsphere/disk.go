@@ -164,11 +164,15 @@ func backingOf(b types.BaseVirtualDeviceBackingInfo) backing {
 			out.thin = out.thin || link.thin // a delta does not say how the base is allotted
 		}
 	}
-	var p object.DatastorePath
-	if p.FromString(out.path) {
-		out.datastore = p.Datastore
-	}
+	out.datastore = datastoreOf(out.path)
 	return out
+}
+
+// datastoreOf is the datastore of a datastore path, empty when it is none.
+func datastoreOf(path string) string {
+	var p object.DatastorePath
+	p.FromString(path)
+	return p.Datastore
 }
 
 func linkOf(b types.BaseVirtualDeviceBackingInfo) (backing, types.BaseVirtualDeviceBackingInfo) {

@@ -140,3 +140,16 @@ func onText(object string) string {
 	}
 	return " on " + object
 }
+
+// isFault reports whether the server answered, with a fault. Anything else leaves open whether it did what it was
+// asked.
+func isFault(err error) bool {
+	var f types.BaseMethodFault
+	_, ok := fault.As(err, &f)
+	return ok
+}
+
+// isUnsupported reports whether the server does not know the call at all.
+func isUnsupported(err error) bool {
+	return fault.Is(err, &types.MethodNotFound{}) || fault.Is(err, &types.NotSupported{}) || fault.Is(err, &types.InvalidRequest{}) || fault.Is(err, &types.NotImplemented{})
+}

@@ -464,3 +464,54 @@ func readMark(description string) (mark, bool) {
 	}
 	return m, m.operation != ""
 }
+
+// running reports whether a process holds the operation's lock.
+func (j *Journal) running(id string) bool {
+	f, err := os.OpenFile(filepath.Join(j.dir, id+".jsonl"), os.O_RDWR, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	return errors.Is(lockFile(f), ErrLive)
+}
+
+// announced is an open side effect as seen without taking its operation over.
+type announced struct {
+	Leftover
+	server string
+}
+
+// peek reads the journal and changes nothing. live are the operations that somebody runs.
+func (j *Journal) peek() (open []announced, live []string, err error) {
+	names, err := filepath.Glob(filepath.Join(j.dir, "*.jsonl"))
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	for _, name := range names {
+		id := strings.TrimSuffix(filepath.Base(name), ".jsonl")
+		keep := ""
+		if j.running(id) {
+			live, keep = append(live, id), keepRunning
+		}
+		f, err := os.Open(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		o := &Operation{j: j, id: id, open: make(map[int]entry)}
+		if _, err := o.replay(f); err != nil {
+			errs = append(errs, fmt.Errorf("journal file %s: %w", name, err))
+		}
+		f.Close()
+		for _, x := range o.effects() {
+			l := leftoverOf(o, x.e)
+			l.Keep = keep
+			open = append(open, announced{l, x.e.Server})
+		}
+	}
+	return open, live, errors.Join(errs...)
+}

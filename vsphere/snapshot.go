@@ -7,7 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
@@ -343,10 +342,7 @@ func (t *taking) create(ctx context.Context, level Level, quiesced bool, live *S
 		}
 	}
 	if err != nil {
-		var f types.BaseMethodFault
-		if _, isFault := fault.As(err, &f); !isFault {
-			t.unknown = true
-		}
+		t.unknown = t.unknown || !isFault(err)
 		return ref{}, err
 	}
 	t.tasks = append(t.tasks, task)
@@ -381,27 +377,7 @@ func (t *taking) settle(ctx context.Context) error {
 	if !t.unknown {
 		return nil
 	}
-	for attempt := 0; ; attempt++ {
-		vm, err := t.v.read(ctx, "recentTask")
-		if err != nil {
-			return err
-		}
-		var tasks []mo.Task
-		if err := t.v.c.retrieve(ctx, vm.RecentTask, []string{"info"}, &tasks); err != nil && !isNotFound(err) {
-			return err
-		}
-		busy := false
-		for _, k := range tasks {
-			running := k.Info.State == types.TaskInfoStateQueued || k.Info.State == types.TaskInfoStateRunning
-			busy = busy || running && strings.Contains(strings.ToLower(k.Info.DescriptionId+k.Info.Name), "createsnapshot")
-		}
-		if !busy {
-			return nil
-		}
-		if err := sleep(ctx, t.v.c.poll(attempt)); err != nil {
-			return err
-		}
-	}
+	return t.v.c.quiet(ctx, t.v.ref(), "createsnapshot")
 }
 
 // find looks for the operation's snapshot after all creations ended.

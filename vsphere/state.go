@@ -13,7 +13,8 @@ type State struct {
 	VMX           string          // datastore path of the .vmx
 	NVRAM         string          // datastore path of the .nvram; empty: none
 	SnapshotTree  []SnapshotInfo  // depth first
-	HostVersion   string          // "8.0.3" of the host the machine is on
+	NICs          []NIC
+	HostVersion   string // "8.0.3" of the host the machine is on
 	HostBuild     string
 	VCenter       string // instanceUuid of the vCenter or host
 	Trackable     bool   // the machine can track changes at all: hardware version, capability

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/fault"
@@ -82,4 +83,43 @@ func (v *VM) reconfigure(ctx context.Context, what string, spec types.VirtualMac
 		return res.Returnval, nil
 	})
 	return err
+}
+
+// quiet waits until no task of a kind, a part of its name in small letters, runs on an object. It is how the fate of a
+// call is learnt whose answer was lost.
+func (c *Client) quiet(ctx context.Context, on ref, kind string) error {
+	for attempt := 0; ; attempt++ {
+		var e mo.ManagedEntity
+		var err error
+		switch on.Type {
+		case "VirtualMachine":
+			var x mo.VirtualMachine
+			err = c.one(ctx, on, []string{"recentTask"}, &x)
+			e = x.ManagedEntity
+		default:
+			var x mo.Folder
+			err = c.one(ctx, on, []string{"recentTask"}, &x)
+			e = x.ManagedEntity
+		}
+		if err != nil {
+			return err
+		}
+		busy := false
+		for _, r := range e.RecentTask {
+			var t mo.Task
+			if err := c.one(ctx, r, []string{"info"}, &t); isNotFound(err) {
+				continue // forgotten: it ended long ago
+			} else if err != nil {
+				return err
+			}
+			running := t.Info.State == types.TaskInfoStateQueued || t.Info.State == types.TaskInfoStateRunning
+			busy = busy || running && strings.Contains(strings.ToLower(t.Info.DescriptionId+" "+t.Info.Name), kind)
+		}
+		if !busy {
+			return nil
+		}
+		if err := sleep(ctx, c.poll(attempt)); err != nil {
+			return err
+		}
+	}
 }

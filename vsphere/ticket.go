@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 
-	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
@@ -121,7 +120,7 @@ func (v *VM) ReadTicket(ctx context.Context, key int32) (Ticket, error) {
 	if err == nil {
 		return v.ticket(res.Res)
 	}
-	if !fault.Is(err, &types.MethodNotFound{}) && !fault.Is(err, &types.NotSupported{}) && !fault.Is(err, &types.InvalidRequest{}) {
+	if !isUnsupported(err) {
 		return Ticket{}, v.ticketError("reading", err)
 	}
 	one := nfcRandomAccessOpenReadonlyBody{Req: &diskRequest{This: svc, VM: v.ref(), Key: key}}

@@ -66,7 +66,7 @@ func (v *VM) State(ctx context.Context) (*State, error) {
 	if s.ConfigInfo, err = encodeConfig(*vm.Config); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", v.label(), err)
 	}
-	s.NVRAM = nvramOf(vm)
+	s.NVRAM, s.NICs = nvramOf(vm), nicsOf(vm.Config.Hardware.Device, t)
 	if vm.Snapshot != nil {
 		s.SnapshotTree = flatten(vm.Snapshot)
 	}

@@ -1,0 +1,312 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// DiskSpec asks for a new disk in an existing machine.
+type DiskSpec struct {
+	Operation *Operation // required
+	Place     string     // "scsi1:3" or "scsi1-3"; empty: the first free one of a SCSI, NVMe or SATA controller that exists
+	Replace   bool       // the place may be taken: the disk there is detached, its file kept
+	Datastore string     // empty: the machine's home
+	Capacity  int64      // bytes
+	Provision Provisioning
+}
+
+// hardwareNow reads the machine's devices.
+func (v *VM) hardwareNow(ctx context.Context) ([]types.BaseVirtualDevice, error) {
+	vm, err := v.read(ctx, "config.hardware.device")
+	if err != nil {
+		return nil, err
+	}
+	if vm.Config == nil {
+		return nil, &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: "machine " + v.label() + " has no readable configuration", Remedy: "bring its host back"}
+	}
+	return vm.Config.Hardware.Device, nil
+}
+
+// units are how many devices a controller of a kind takes; SCSI controllers are unit 7 of themselves.
+func units(kind string) int32 {
+	return map[string]int32{"scsi": 16, "sata": 30, "nvme": 15, "ide": 2}[kind]
+}
+
+// freePlaces lists the free places of the machine's controllers, SCSI first.
+func freePlaces(devices []types.BaseVirtualDevice) []string {
+	controllers := controllersOf(devices)
+	taken := make(map[[2]int32]bool)
+	for _, dev := range devices {
+		if d := dev.GetVirtualDevice(); d.UnitNumber != nil {
+			taken[[2]int32{d.ControllerKey, *d.UnitNumber}] = true
+		}
+	}
+	type at struct {
+		rank int
+		bus  int32
+		key  int32
+		kind string
+	}
+	var order []at
+	for key, c := range controllers {
+		if i := slices.Index([]string{"scsi", "nvme", "sata"}, c.kind); i >= 0 {
+			order = append(order, at{i, c.bus, key, c.kind})
+		}
+	}
+	slices.SortFunc(order, func(a, b at) int {
+		if a.rank != b.rank {
+			return a.rank - b.rank
+		}
+		return int(a.bus - b.bus)
+	})
+	var out []string
+	for _, c := range order {
+		for u := range units(c.kind) {
+			if !taken[[2]int32{c.key, u}] && (c.kind != "scsi" || u != 7) {
+				out = append(out, place(c.kind, c.bus, u))
+			}
+		}
+	}
+	return out
+}
+
+// choosePlace resolves a place: the controller's key, the unit, and the disk that is there.
+func (v *VM) choosePlace(devices []types.BaseVirtualDevice, want string, replace bool) (name string, key, unit int32, err error) {
+	free := freePlaces(devices)
+	if want == "" {
+		if len(free) == 0 {
+			return "", 0, 0, &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: "machine " + v.label() + " has no free place for a disk", Remedy: "add a controller to it"}
+		}
+		want = free[0]
+	}
+	kind, bus, unit, err := parsePlace(want)
+	if err != nil {
+		return "", 0, 0, err
+	}
+	name = place(kind, bus, unit)
+	for k, c := range controllersOf(devices) {
+		if c.kind == kind && c.bus == bus {
+			key = k
+		}
+	}
+	if key == 0 || unit >= units(kind) || kind == "scsi" && unit == 7 {
+		return "", 0, 0, &Error{Kind: ErrUnsuitable, Object: want, Candidates: free, Summary: fmt.Sprintf("machine %s has no place %s", v.label(), want), Remedy: "choose one of the candidates, or add a controller"}
+	}
+	for _, dev := range devices {
+		d := dev.GetVirtualDevice()
+		if d.ControllerKey != key || d.UnitNumber == nil || *d.UnitNumber != unit {
+			continue
+		}
+		if _, isDisk := dev.(*types.VirtualDisk); !isDisk || !replace {
+			return "", 0, 0, &Error{Kind: ErrExists, Object: want, Candidates: free, Summary: fmt.Sprintf("the place %s of machine %s is taken by %s", name, v.label(), deviceLabel(dev)), Remedy: "choose one of the candidates, or ask for a replacement"}
+		}
+	}
+	return name, key, unit, nil
+}
+
+// WithNewDisk attaches a new disk, empty, and runs fn to fill it. When fn fails or panics the disk is removed with its
+// file, and a replaced disk is attached again; a crash leaves that to [Client.Recover]. The machine may run, if its
+// controller takes disks then.
+func (v *VM) WithNewDisk(ctx context.Context, spec DiskSpec, fn func(context.Context, Disk) error) (_ Disk, err error) {
+	if spec.Capacity <= 0 || spec.Capacity%512 != 0 {
+		return Disk{}, &Error{Kind: ErrInvalid, Summary: fmt.Sprintf("a disk cannot have %d bytes", spec.Capacity), Remedy: "give a positive multiple of 512"}
+	}
+	devices, err := v.hardwareNow(ctx)
+	if err != nil {
+		return Disk{}, err
+	}
+	name, key, unit, err := v.choosePlace(devices, spec.Place, spec.Replace)
+	if err != nil {
+		return Disk{}, err
+	}
+	if spec.Datastore == "" {
+		vm, err := v.read(ctx, "config.files.vmPathName")
+		if err != nil {
+			return Disk{}, err
+		}
+		spec.Datastore = datastoreOf(vm.Config.Files.VmPathName)
+	}
+	now := disksOf(devices)
+	e := entry{Kind: EntryDisk, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Name: name, Action: "delete"}
+	for _, d := range now {
+		e.Before = append(e.Before, d.Path)
+		if d.Name == name {
+			e.Old = &oldDisk{Path: d.Path, Mode: d.Mode}
+		}
+	}
+	dev := &types.VirtualDisk{
+		VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit, Backing: newBacking(spec.Datastore, string(types.VirtualDiskModePersistent), spec.Provision)},
+		CapacityInKB:  spec.Capacity >> 10, CapacityInBytes: spec.Capacity,
+	}
+	var made Disk
+	err = v.withDisk(ctx, spec.Operation, e, dev, func(ctx context.Context, d Disk) error {
+		made = d
+		return fn(ctx, d)
+	})
+	return made, err
+}
+
+// WithAttached attaches an existing disk, named by its datastore path, for the time of fn, as HotAdd does: independent
+// and nonpersistent, so that nothing is written to it. It is detached afterwards and its file kept, always: a disk that
+// stays attached locks the file and breaks the removal of the snapshot it belongs to.
+func (v *VM) WithAttached(ctx context.Context, op *Operation, path string, fn func(context.Context, Disk) error) error {
+	devices, err := v.hardwareNow(ctx)
+	if err != nil {
+		return err
+	}
+	name, key, unit, err := v.choosePlace(devices, "", false)
+	if err != nil {
+		return err
+	}
+	e := entry{Kind: EntryDisk, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Name: name, Object: path, Action: "detach"}
+	for _, d := range disksOf(devices) {
+		e.Before = append(e.Before, d.Path)
+	}
+	dev := &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit,
+		Backing: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: path},
+			DiskMode: string(types.VirtualDiskModeIndependent_nonpersistent)}}}
+	return v.withDisk(ctx, op, e, dev, fn)
+}
+
+// withDisk attaches dev as e announces, runs fn, and undoes it: for e.Action "delete" when fn failed, for "detach"
+// always.
+func (v *VM) withDisk(ctx context.Context, op *Operation, e entry, dev *types.VirtualDisk, fn func(context.Context, Disk) error) (err error) {
+	x, err := op.announce(e)
+	if err != nil {
+		return err
+	}
+	stays := false
+	defer func() {
+		if !stays {
+			after, cancel := v.c.afterwards(ctx)
+			defer cancel()
+			if e := v.undoDisk(after, x.current()); e != nil {
+				err = errors.Join(err, &Error{Kind: ErrLeftover, Object: v.label(), Summary: fmt.Sprintf("the disk %s of machine %s could not be taken back", x.e.Name, v.label()), Err: e, Remedy: "run vmkeep recover"})
+				return
+			}
+		}
+		err = errors.Join(err, x.strike())
+	}()
+	if e.Old != nil {
+		if err := v.detach(ctx, e.Old.Path, false); err != nil {
+			return err
+		}
+	}
+	change := &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: dev}
+	if e.Action == "delete" {
+		change.FileOperation = types.VirtualDeviceConfigSpecFileOperationCreate
+	}
+	if err := v.reconfigure(ctx, "attach a disk to "+v.label(), types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{change}}); err != nil {
+		return err
+	}
+	devices, err := v.hardwareNow(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range disksOf(devices) {
+		if d.Name != e.Name || e.foreign(d) {
+			continue
+		}
+		if err := x.note(d.Path); err != nil {
+			return err
+		}
+		if err := fn(ctx, d); err != nil {
+			return err
+		}
+		stays = e.Action == "delete"
+		return nil
+	}
+	return &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: fmt.Sprintf("vSphere accepted the disk and machine %s has none at %s", v.label(), e.Name), Remedy: "look at the machine's events"}
+}
+
+// current is the announced side effect with what was noted since.
+func (x *effect) current() entry {
+	x.o.mu.Lock()
+	defer x.o.mu.Unlock()
+	if e, ok := x.o.open[x.e.N]; ok {
+		return e
+	}
+	return x.e
+}
+
+// foreign reports whether a disk was there before the side effect.
+func (e entry) foreign(d Disk) bool { return slices.Contains(e.Before, d.Path) }
+
+// undoDisk takes an attached disk back: by its path when that is known, else by the place that was free before. A
+// machine that is gone has no disk.
+func (v *VM) undoDisk(ctx context.Context, e entry) error {
+	devices, err := v.hardwareNow(ctx)
+	if isNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, d := range disksOf(devices) {
+		// A nonpersistent disk of a running machine has a redo log on top; its base is what was attached.
+		ours := e.Object != "" && (d.Path == e.Object || d.Base == e.Object) || d.Name == e.Name
+		if ours && !e.foreign(d) {
+			if err := v.detach(ctx, d.Path, e.Action == "delete"); err != nil {
+				return err
+			}
+		}
+	}
+	if e.Old == nil {
+		return nil
+	}
+	if devices, err = v.hardwareNow(ctx); err != nil {
+		return err
+	}
+	for _, d := range disksOf(devices) {
+		if d.Path == e.Old.Path {
+			return nil
+		}
+	}
+	_, key, unit, err := v.choosePlace(devices, e.Name, false)
+	if err != nil {
+		return err
+	}
+	return v.reconfigure(ctx, "attach "+e.Old.Path+" to "+v.label()+" again", types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{
+		&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit,
+			Backing: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: e.Old.Path}, DiskMode: orText(e.Old.Mode, string(types.VirtualDiskModePersistent))}}}}}})
+}
+
+// detach takes the disk with the path out of the machine, with or without its file. A disk that is not there is fine.
+func (v *VM) detach(ctx context.Context, path string, destroy bool) error {
+	devices, err := v.hardwareNow(ctx)
+	if err != nil {
+		return err
+	}
+	for _, dev := range devices {
+		disk, ok := dev.(*types.VirtualDisk)
+		if !ok || backingOf(disk.Backing).path != path {
+			continue
+		}
+		change := &types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationRemove, Device: disk}
+		if destroy {
+			change.FileOperation = types.VirtualDeviceConfigSpecFileOperationDestroy
+		}
+		if err := v.reconfigure(ctx, "detach "+path+" from "+v.label(), types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{change}}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// DetachDisk takes a disk out of the machine and keeps its file.
+func (v *VM) DetachDisk(ctx context.Context, key int32) error {
+	devices, err := v.hardwareNow(ctx)
+	if err != nil {
+		return err
+	}
+	for _, d := range disksOf(devices) {
+		if d.Key == key {
+			return v.detach(ctx, d.Path, false)
+		}
+	}
+	return &Error{Kind: ErrNotFound, Object: v.label(), Summary: fmt.Sprintf("machine %s has no disk with the key %d", v.label(), key), Remedy: "list its disks"}
+}

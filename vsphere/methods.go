@@ -1,0 +1,56 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vmware/govmomi/object"
+)
+
+// relocation is the method that moves a machine's storage; a machine whose disks are read over NFC should stay.
+const relocation = "RelocateVM_Task"
+
+// methodSource names us as the one who disabled a method: enabling needs the same source.
+func methodSource(operation string) string { return snapshotPrefix + operation }
+
+// WithRelocationDisabled runs fn while vCenter refuses to move the machine's storage. It is optional: on an ESXi host,
+// or without the privileges Global.DisableMethods and Global.EnableMethods, fn runs unprotected, and the answer is
+// false.
+func (v *VM) WithRelocationDisabled(ctx context.Context, op *Operation, fn func(context.Context) error) (protected bool, err error) {
+	if !v.c.about.VCenter || v.c.vim.ServiceContent.AuthorizationManager == nil {
+		return false, fn(ctx)
+	}
+	x, err := op.announce(entry{Kind: EntryMethod, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: relocation})
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		after, cancel := v.c.afterwards(ctx)
+		defer cancel()
+		if e := v.enableMethods(after, op.id); e != nil {
+			err = errors.Join(err, &Error{Kind: ErrLeftover, Object: v.label(), Summary: fmt.Sprintf("moving machine %s could not be allowed again", v.label()), Err: e, Remedy: "run vmkeep recover"})
+			return
+		}
+		err = errors.Join(err, x.strike())
+	}()
+	am := object.NewAuthorizationManager(v.c.vim)
+	if e := am.DisableMethods(ctx, []ref{v.ref()}, []object.DisabledMethodRequest{{Method: relocation, Reason: "backup"}}, methodSource(op.id)); e != nil {
+		if ctx.Err() != nil {
+			return false, context.Cause(ctx)
+		}
+		v.c.log.Debug("relocation not disabled", "machine", v.label(), "error", e)
+		return false, fn(ctx)
+	}
+	return true, fn(ctx)
+}
+
+// enableMethods undoes WithRelocationDisabled. Methods that are enabled already, and machines that are gone, are fine.
+func (v *VM) enableMethods(ctx context.Context, operation string) error {
+	err := object.NewAuthorizationManager(v.c.vim).EnableMethods(ctx, []ref{v.ref()}, []string{relocation}, methodSource(operation))
+	if err == nil || isNotFound(err) || isUnsupported(err) || errors.Is(err, ErrPermission) {
+		// Without the privilege to enable there was none to disable.
+		return nil
+	}
+	return err
+}
