@@ -39,12 +39,14 @@ func reopen(t testing.TB, be backend.Backend) *Repository {
 	return r
 }
 
-// noise is n bytes, half of which compress; the same for the same seed.
+// noise is n bytes, half of which compress to a quarter; the same for the same seed.
 func noise(seed uint64, n int) []byte {
 	r := rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)})
 	b := make([]byte, n)
 	_, _ = r.Read(b)
-	copy(b[n/2:], bytes.Repeat([]byte("abc"), n/6))
+	for i := n / 2; i < n; i++ {
+		b[i] &= 3
+	}
 	return b
 }
 

@@ -119,3 +119,101 @@ func tryKey(ctx context.Context, be backend.Backend, name, password string) (res
 	}
 	return master, nil
 }
+
+// KeyInfo is a key file. Err is set, and only ID besides, if it cannot be used.
+type KeyInfo struct {
+	ID                 restic.ID
+	Created            time.Time
+	Username, Hostname string
+	Current            bool // it opened this Repository
+	Err                error
+}
+
+// Keys lists the key files, the oldest first.
+func (r *Repository) Keys(ctx context.Context) ([]KeyInfo, error) {
+	names, err := r.list(ctx, restic.KeyFile)
+	if err != nil {
+		return nil, err
+	}
+	var out []KeyInfo
+	for id := range names {
+		info := KeyInfo{ID: id, Current: id == *r.keyID.Load()}
+		data, err := loadWhole(ctx, r.be, backend.Handle{Type: restic.KeyFile, Name: id.String()})
+		switch {
+		case errors.Is(err, backend.ErrNotExist):
+			continue
+		case errors.Is(err, ErrDamaged):
+			info.Err = err
+		case err != nil:
+			return nil, err
+		default:
+			k, err := restic.DecodeKey(data)
+			info.Created, info.Username, info.Hostname, info.Err = k.Created, k.Username, k.Hostname, err
+		}
+		out = append(out, info)
+	}
+	slices.SortFunc(out, func(a, b KeyInfo) int {
+		return cmp.Or(a.Created.Compare(b.Created), slices.Compare(a.ID[:], b.ID[:]))
+	})
+	return out, nil
+}
+
+// KeyOptions describe a new key. Only the password is required.
+type KeyOptions struct {
+	Password string
+	// Username and Hostname are what the list of keys shows; empty means this process'.
+	Username, Hostname string
+	// KeyTime is how long deriving the key from the password shall take; 0 means 500 ms.
+	KeyTime time.Duration
+}
+
+// AddKey makes the repository open with another password too.
+func (r *Repository) AddKey(ctx context.Context, o KeyOptions) (id restic.ID, err error) {
+	if o.Password == "" {
+		return id, errors.New("a key needs a password that is not empty")
+	}
+	err = r.WithLock(ctx, Shared, func(ctx context.Context) error {
+		id, err = saveKey(ctx, r.be, r.master, newKey{o.Password, o.Username, o.Hostname, o.KeyTime})
+		return err
+	})
+	return id, err
+}
+
+// RemoveKey makes the repository open no more with a key's password. The key that opened this Repository cannot be removed.
+// Who has opened the repository with it before may have copied the master key, which does not change.
+func (r *Repository) RemoveKey(ctx context.Context, id restic.ID) error {
+	if id == *r.keyID.Load() {
+		return fmt.Errorf("key %s is the one in use; open the repository with another password to remove it", id.Short())
+	}
+	return r.WithLock(ctx, Exclusive, func(ctx context.Context) error {
+		err := r.be.Remove(ctx, backend.Handle{Type: restic.KeyFile, Name: id.String()})
+		if errors.Is(err, backend.ErrNotExist) {
+			return fmt.Errorf("key %s: %w", id.Short(), ErrNotFound)
+		}
+		return err
+	})
+}
+
+// ChangePassword replaces the key that opened this Repository by one with another password, and returns the new key's ID. The
+// new key is proven to open the repository before the old one is removed.
+func (r *Repository) ChangePassword(ctx context.Context, o KeyOptions) (id restic.ID, err error) {
+	if o.Password == "" {
+		return id, errors.New("a key needs a password that is not empty")
+	}
+	err = r.WithLock(ctx, Exclusive, func(ctx context.Context) error {
+		if id, err = saveKey(ctx, r.be, r.master, newKey{o.Password, o.Username, o.Hostname, o.KeyTime}); err != nil {
+			return err
+		}
+		if _, err := tryKey(ctx, r.be, id.String(), o.Password); err != nil {
+			return fmt.Errorf("verify the new key: %w", err)
+		}
+		old := *r.keyID.Load()
+		err := r.be.Remove(ctx, backend.Handle{Type: restic.KeyFile, Name: old.String()})
+		if err != nil && !errors.Is(err, backend.ErrNotExist) {
+			return fmt.Errorf("the new password works, but so does the old one: remove key %s: %w", old.Short(), err)
+		}
+		r.keyID.Store(&id)
+		return nil
+	})
+	return id, err
+}

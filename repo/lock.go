@@ -227,6 +227,12 @@ func (r *Repository) WithLock(ctx context.Context, mode LockMode, fn func(ctx co
 	return fn(ctx)
 }
 
+// Unlocked is a context in which methods that need a shared lock take none: for stores that cannot be written, where nobody
+// can prune either. Methods that need an exclusive lock fail in it.
+func Unlocked(ctx context.Context, r *Repository) context.Context {
+	return context.WithValue(ctx, lockKey{r}, Shared)
+}
+
 // lock writes a lock file if no other lock conflicts, before and after.
 func (r *Repository) lock(ctx context.Context, l *held) error {
 	if err := r.noConflict(ctx, l); err != nil {

@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/user"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
@@ -77,7 +78,7 @@ type Repository struct {
 	config restic.Config
 	key    *crypto.Key
 	master restic.MasterKey
-	keyID  restic.ID // the key file that opened it
+	keyID  atomic.Pointer[restic.ID] // the key file that opened it
 	zstd   *restic.Zstd
 	cache  *diskCache // nil without
 
@@ -207,7 +208,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 		return nil, err
 	}
 	r := &Repository{
-		config: config, key: key, master: master, keyID: keyID, zstd: z,
+		config: config, key: key, master: master, zstd: z,
 		packSize: o.PackSize, blobs: newBlobCache(o.BlobCache), zeros: make([]byte, restic.ZeroChunkSize),
 	}
 	if o.CacheDir != "" {
@@ -218,6 +219,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 		}
 	}
 	r.be = &gate{Backend: be}
+	r.keyID.Store(&keyID)
 	return r, nil
 }
 

@@ -288,7 +288,7 @@ func (x *Index) Lookup(dst []Entry, h restic.BlobHandle) []Entry {
 	return dst
 }
 
-// Refs calls fn for the number of every copy of the blob.
+// Refs calls fn for the number of every copy of the blob, always in the same order. fn may not call the Index.
 func (x *Index) Refs(h restic.BlobHandle, fn func(Ref)) {
 	x.mu.RLock()
 	defer x.mu.RUnlock()
