@@ -306,7 +306,7 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 			return false, fmt.Errorf("network %s: %w", plan.Network, err)
 		}
 		x.Backing = backing
-	case p.asked.NoNetwork:
+	case p.asked.NoNetworks:
 		p.note("%s stays disconnected: there is no network %q here", label, orText(want, "(unknown)"))
 		x.Connectable.StartConnected = false
 		x.Backing = &types.VirtualEthernetCardNetworkBackingInfo{VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: ""}}

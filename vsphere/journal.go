@@ -509,7 +509,7 @@ func (j *Journal) peek() (open []announced, live []string, err error) {
 		f.Close()
 		for _, x := range o.effects() {
 			l := leftoverOf(o, x.e)
-			l.Keep = keep
+			l.Live = keep
 			open = append(open, announced{l, x.e.Server})
 		}
 	}
