@@ -72,7 +72,8 @@ func TestExtEqualsKernel(t *testing.T) {
 	}
 }
 
-func equalsKernel(t *testing.T, image mounttest.Image) {
+// equalsKernel makes the image, compares, and returns its path.
+func equalsKernel(t *testing.T, image mounttest.Image) string {
 	t.Parallel()
 	path, truth := image.Make(t, t.TempDir())
 	f := openOnly(t, path)
@@ -96,6 +97,7 @@ func equalsKernel(t *testing.T, image mounttest.Image) {
 	if replayed != (image.Crash != mounttest.Clean) {
 		t.Errorf("journal replayed: %v, notes %v", replayed, f.Info().Notes)
 	}
+	return path
 }
 
 // openOnly opens the one file system of an image.

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmkeep/vmkeep/vddk/mount"
 	"github.com/vmkeep/vmkeep/vddk/mount/mounttest"
 )
 
@@ -33,12 +34,10 @@ func TestXFSEqualsKernel(t *testing.T) {
 }
 
 var xfsCrashes = map[string]mounttest.Image{
-	"flushed":       {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.JournalFlushed, Fill: churn(1)},
-	"as is":         {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.AsItLies, Fill: churn(2)},
-	"1k 256k":       {Size: 128 * mib, Mkfs: xfs("-b size=1024 -i nrext64=1"), Mount: "logbsize=256k", Crash: mounttest.JournalFlushed, Fill: churn(3)},
-	"stripe":        {Size: 128 * mib, Mkfs: xfs("-l su=32k"), Crash: mounttest.JournalFlushed, Fill: churn(4)},
-	"wrapped":       {Size: 128 * mib, Mkfs: xfs("-l size=6m"), Mount: "logbsize=64k", Crash: mounttest.JournalFlushed, Fill: wrapped(5)},
-	"wrapped as is": {Size: 128 * mib, Mkfs: xfs("-l size=6m -b size=1024"), Crash: mounttest.AsItLies, Fill: wrapped(6)},
+	"flushed": {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.JournalFlushed, Fill: churn(1)},
+	"as is":   {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.AsItLies, Fill: churn(2)},
+	"1k 256k": {Size: 128 * mib, Mkfs: xfs("-b size=1024 -i nrext64=1"), Mount: "logbsize=256k", Crash: mounttest.JournalFlushed, Fill: churn(3)},
+	"stripe":  {Size: 128 * mib, Mkfs: xfs("-l su=32k"), Crash: mounttest.JournalFlushed, Fill: churn(4)},
 }
 
 func TestXFSLogEqualsKernelsReplay(t *testing.T) {
@@ -118,7 +117,8 @@ func attributed(dir string) error {
 	return nil
 }
 
-// wrapped writes the log round several times before it churns.
+// wrapped writes the log round until its head is close to the end of the ring, and then churns, so that what must
+// be replayed lies at both ends.
 func wrapped(seed uint64) func(string) error {
 	return func(dir string) error {
 		f, err := os.Create(filepath.Join(dir, "wrap"))
@@ -126,25 +126,66 @@ func wrapped(seed uint64) func(string) error {
 			return err
 		}
 		defer f.Close()
-		for i := range 2500 {
-			p := filepath.Join(dir, fmt.Sprintf("wrap%d", i%50))
-			if i%100 < 50 {
-				err = os.WriteFile(p, []byte(fmt.Sprint(i)), 0o600)
-			} else {
-				err = os.Remove(p)
-			}
-			if err != nil {
-				return err
-			}
-			if i%2 == 0 {
+		for round := range 200 {
+			for i := range 20 {
+				if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("wrap%d", i)), []byte(fmt.Sprint(round)), 0o600); err != nil {
+					return err
+				}
+				if _, err := f.WriteAt([]byte{1}, int64(round*20+i)*4096); err != nil {
+					return err
+				}
 				if err := f.Sync(); err != nil {
 					return err
 				}
-				if _, err := f.WriteAt([]byte{1}, int64(i)*4096); err != nil {
+			}
+			// 6 MiB are 12,288 sectors.
+			if _, head, err := replayedRange(filepath.Join(dir, "../image")); err != nil || head > 10800 {
+				if err != nil {
 					return err
 				}
+				break
 			}
 		}
 		return churn(seed)(dir)
+	}
+}
+
+// replayedRange tells which sectors of the log would be replayed now.
+func replayedRange(image string) (from, to int, err error) {
+	img, err := os.Open(image)
+	if err != nil {
+		return 0, 0, err
+	}
+	defer img.Close()
+	st, err := img.Stat()
+	if err != nil {
+		return 0, 0, err
+	}
+	vs := mount.Open([]mount.Disk{{Name: "disk", R: img, Size: st.Size()}}).Volumes()
+	if len(vs) != 1 {
+		return 0, 0, fmt.Errorf("%d volumes", len(vs))
+	}
+	f, err := vs[0].Open()
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, n := range f.Info().Notes {
+		if _, err := fmt.Sscanf(n.Text, "the log was replayed in memory (from sector %d to %d", &from, &to); err == nil {
+			return from, to, nil
+		}
+	}
+	return 0, 0, fmt.Errorf("no log was replayed: %v", f.Info().Notes)
+}
+
+func TestXFSLogAcrossTheEndOfTheRing(t *testing.T) {
+	mounttest.Need(t, "mkfs.xfs", "mount")
+	for seed, options := range map[uint64]string{5: "-l size=6m", 6: "-l size=6m -b size=1024"} {
+		t.Run(strings.ReplaceAll(options, " ", ""), func(t *testing.T) {
+			image := mounttest.Image{Size: 128 * mib, Mkfs: xfs(options), Crash: mounttest.JournalFlushed, Fill: wrapped(seed)}
+			path := equalsKernel(t, image)
+			if from, to, err := replayedRange(path); err != nil || from <= to {
+				t.Errorf("sectors %d to %d of the log were replayed, %v: not across its end", from, to, err)
+			}
+		})
 	}
 }
