@@ -3,6 +3,7 @@ package vsphere
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -34,6 +35,20 @@ func droppedExtra(key string) bool {
 		return true
 	}
 	return false
+}
+
+// extraConfig is a map in the order of its keys.
+func extraConfig(m map[string]string) []types.BaseOptionValue {
+	var out []types.BaseOptionValue
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		out = append(out, &types.OptionValue{Key: k, Value: m[k]})
+	}
+	return out
+}
+
+// SetExtra sets entries of the machine's ExtraConfig; an empty value removes one.
+func (v *VM) SetExtra(ctx context.Context, extra map[string]string) error {
+	return v.reconfigure(ctx, "set advanced settings of "+v.label(), types.VirtualMachineConfigSpec{ExtraConfig: extraConfig(extra)})
 }
 
 // build makes the specification.
@@ -75,6 +90,7 @@ func (p *MachinePlan) build(ctx context.Context, c *Client, t *tree, ci types.Vi
 			s.ExtraConfig = append(s.ExtraConfig, o)
 		}
 	}
+	s.ExtraConfig = append(s.ExtraConfig, extraConfig(p.asked.Extra)...)
 	if ci.KeyId != nil {
 		p.note("the machine was encrypted: it is restored in clear; encrypt it with a storage policy of this vCenter afterwards")
 	}

@@ -211,7 +211,7 @@ func (d *doctor) leftovers(ctx context.Context, j *Journal) {
 	}
 	var dead []string
 	for _, l := range list {
-		if l.Live != keepRunning {
+		if l.Keep != keepRunning {
 			dead = append(dead, l.String())
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -286,13 +287,7 @@ func (o *Operation) End() error {
 		return syncDir(o.j.dir)
 	}
 	e := &Error{Kind: ErrLeftover, Object: o.id, Summary: fmt.Sprintf("operation %s left %d things on vSphere", o.id, len(o.open)), Remedy: "run vmkeep recover"}
-	for _, n := range slices.Sorted(func(yield func(int) bool) {
-		for n := range o.open {
-			if !yield(n) {
-				return
-			}
-		}
-	}) {
+	for _, n := range slices.Sorted(maps.Keys(o.open)) {
 		e.Candidates = append(e.Candidates, o.open[n].String())
 	}
 	return e
@@ -509,7 +504,7 @@ func (j *Journal) peek() (open []announced, live []string, err error) {
 		f.Close()
 		for _, x := range o.effects() {
 			l := leftoverOf(o, x.e)
-			l.Live = keep
+			l.Keep = keep
 			open = append(open, announced{l, x.e.Server})
 		}
 	}

@@ -46,15 +46,16 @@ type MachineSpec struct {
 	Cluster      string // name or path; empty: that of Host or ResourcePool, or the only one
 	ResourcePool string // path or name; empty: the root pool of Host or Cluster
 
-	Datastore   string            // for home and disks that Datastores does not name; empty: the saved one where it exists here
-	Datastores  map[string]string // disk name -> datastore
-	Networks    map[string]string // saved network -> network here; unnamed: the same name where it exists here
-	NoNetworks  bool              // leave cards without a network disconnected, instead of failing
-	Identity    Identity          // instanceUuid and biosUuid; empty: new
-	MAC         Identity          // empty: new
-	Provision   Provisioning
-	OmitDisks   []string // names of disks to leave out
-	KeepPartial bool     // keep the machine when filling it fails
+	Datastore  string            // for home and disks that Datastores does not name; empty: the saved one where it exists here
+	Datastores map[string]string // disk name -> datastore
+	Networks   map[string]string // saved network -> network here; unnamed: the same name where it exists here
+	NoNetworks bool              // leave cards without a network disconnected, instead of failing
+	Identity   Identity          // instanceUuid and biosUuid; empty: new
+	MAC        Identity          // empty: new
+	Provision  Provisioning
+	OmitDisks  []string          // names of disks to leave out
+	Extra      map[string]string // added to the machine's ExtraConfig
+	KeepFailed bool              // keep the machine when filling it fails
 }
 
 // NIC is a network card of a machine.
@@ -460,7 +461,7 @@ func (p *MachinePlan) checkSpace() {
 }
 
 // CreateMachine makes the planned machine, off, and runs fn to fill its disks. When fn fails or panics the machine is
-// destroyed, unless KeepPartial was asked for; a crash leaves it to [Client.Recover]. Until fn has succeeded the
+// destroyed, unless KeepFailed was asked for; a crash leaves it to [Client.Recover]. Until fn has succeeded the
 // machine's notes say that it is not complete.
 func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(context.Context, *VM) error) (_ *VM, err error) {
 	if len(p.Problems) > 0 {
@@ -480,7 +481,7 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	var vm *VM
 	done := false
 	defer func() {
-		if done || vm != nil && p.asked.KeepPartial {
+		if done || vm != nil && p.asked.KeepFailed {
 			if vm != nil && !done {
 				err = errors.Join(err, x.strike())
 			}

@@ -22,13 +22,13 @@ type Leftover struct {
 	Object    string    // snapshot id, disk path, method name
 	Host      string    // host name of the vmkeep that made it
 	Since     time.Time // by vSphere's clock for snapshots, else by the journal's
-	Live      string    // why it is left alone: its operation runs, it belongs to another installation; empty: it is to be removed
+	Keep      string    // why it is left alone: its operation runs, it belongs to another installation; empty: it is to be removed
 }
 
 func (l Leftover) String() string {
 	s := fmt.Sprintf("%s %s of %s (operation %s)", l.Kind, l.Object, l.Machine, l.Operation)
-	if l.Live != "" {
-		s += ": " + l.Live
+	if l.Keep != "" {
+		s += ": " + l.Keep
 	}
 	return s
 }
@@ -95,7 +95,7 @@ func (c *Client) Recover(ctx context.Context, j *Journal, opts RecoverOptions) (
 	found, err := c.hunt(ctx, j, live, opts.Others)
 	errs = append(errs, err)
 	for _, h := range found {
-		if h.Live != "" {
+		if h.Keep != "" {
 			report.Kept = append(report.Kept, h.Leftover)
 			continue
 		}
@@ -114,7 +114,7 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, report *Recove
 	for _, x := range o.effects() {
 		l := leftoverOf(o, x.e)
 		if x.e.Server != c.about.InstanceUUID {
-			l.Live = keepServer
+			l.Keep = keepServer
 			report.Kept = append(report.Kept, l)
 			continue
 		}
@@ -246,10 +246,10 @@ func (c *Client) hunt(ctx context.Context, j *Journal, live []string, others tim
 			if mk.journal == j.id {
 				// Somebody may have begun since claim looked.
 				if slices.Contains(live, mk.operation) || j.running(mk.operation) {
-					l.Live = keepRunning
+					l.Keep = keepRunning
 				}
 			} else {
-				l.Live = keepOther
+				l.Keep = keepOther
 				if others > 0 {
 					if now.IsZero() {
 						if now, err = c.Now(ctx); err != nil {
@@ -257,7 +257,7 @@ func (c *Client) hunt(ctx context.Context, j *Journal, live []string, others tim
 						}
 					}
 					if now.Sub(s.Created) > others {
-						l.Live = ""
+						l.Keep = ""
 					}
 				}
 			}
@@ -275,9 +275,9 @@ func (c *Client) Leftovers(ctx context.Context, j *Journal) ([]Leftover, error) 
 	var out []Leftover
 	for _, l := range entries {
 		if l.server != c.about.InstanceUUID {
-			l.Live = keepServer
+			l.Keep = keepServer
 		}
-		if l.Kind != EntrySnapshot || l.Live != "" { // snapshots come from vSphere itself
+		if l.Kind != EntrySnapshot || l.Keep != "" { // snapshots come from vSphere itself
 			out = append(out, l.Leftover)
 		}
 	}
@@ -304,7 +304,7 @@ func (c *Client) markedMachines(ctx context.Context, known []Leftover) ([]Leftov
 		}
 		mk, ok := readMark(vm.Config.Annotation)
 		if ok && !slices.ContainsFunc(known, func(l Leftover) bool { return l.Kind == EntryMachine && l.Operation == mk.operation }) {
-			out = append(out, Leftover{Kind: EntryMachine, Operation: mk.operation, Machine: unescape(vm.Name), MachineID: o.Obj.Value, Object: o.Obj.Value, Host: mk.host, Live: keepUnknown})
+			out = append(out, Leftover{Kind: EntryMachine, Operation: mk.operation, Machine: unescape(vm.Name), MachineID: o.Obj.Value, Object: o.Obj.Value, Host: mk.host, Keep: keepUnknown})
 		}
 		return nil
 	})
