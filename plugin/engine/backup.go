@@ -345,6 +345,9 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 		}
 	}
 	slices.Sort(m.Snapshots)
+	for _, n := range st.NICs {
+		j.manifest.Networks = append(j.manifest.Networks, manifestNIC(n))
+	}
 	if m.InstanceUUID == "" {
 		return &plugin.Error{Code: plugin.CodeUnsupported, Summary: "the machine has no instanceUuid", Object: st.Name,
 			Detail: "its points could not be told from another machine's", Remedy: "register the machine again, which gives it one"}

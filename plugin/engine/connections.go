@@ -14,6 +14,7 @@ import (
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/location"
 	"github.com/vmkeep/vmkeep/repo/restic"
+	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
@@ -23,6 +24,8 @@ type connections struct {
 	cfg     plugin.Config
 	version string
 	log     hclog.Logger
+
+	nfc nfc.Limiter // shared by all disks: an ESXi host has one memory for all NFC sessions
 
 	mu      sync.Mutex
 	client  *vsphere.Client

@@ -71,7 +71,7 @@ func (e *Engine) Recover(ctx context.Context, emit func(plugin.Event)) (plugin.R
 			out.Undone = append(out.Undone, leftoverOf(l, nil))
 		}
 		for _, l := range report.Kept {
-			out.Remaining = append(out.Remaining, leftoverOf(l, &plugin.Error{Code: plugin.CodeLeftover, Summary: "left alone", Detail: l.Live}))
+			out.Remaining = append(out.Remaining, leftoverOf(l, &plugin.Error{Code: plugin.CodeLeftover, Summary: "left alone", Detail: l.Keep}))
 		}
 		for _, l := range report.Failed {
 			var why *plugin.Error

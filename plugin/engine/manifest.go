@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // manifestVersion is raised when an older engine could misunderstand a manifest. Added fields do not raise it.
@@ -26,6 +27,8 @@ type manifest struct {
 	Consistency plugin.Consistency `json:"consistency"`
 	Quiesce     []string           `json:"quiesce,omitempty"` // what was tried and why it was not reached
 	Disks       []manifestDisk     `json:"disks"`
+
+	Networks []manifestNIC `json:"networks,omitempty"`
 
 	// Config is the machine's ConfigInfo in vim25's JSON encoding, as it was at the snapshot.
 	Config json.RawMessage `json:"config,omitempty"`
@@ -65,6 +68,23 @@ type manifestDisk struct {
 	Changed     int64    `json:"changed,omitempty"`
 	Reused      int64    `json:"reused,omitempty"`
 	Skipped     string   `json:"skipped,omitempty"`
+}
+
+// manifestNIC is a network card; its network's name is not always in Config.
+type manifestNIC struct {
+	Key     int32  `json:"key"`
+	Label   string `json:"label,omitempty"`
+	Network string `json:"network"`
+	MAC     string `json:"mac,omitempty"`
+	Kind    string `json:"kind,omitempty"`
+}
+
+func (m *manifest) networkCards() []vsphere.NIC {
+	out := make([]vsphere.NIC, len(m.Networks))
+	for i, n := range m.Networks {
+		out[i] = vsphere.NIC(n)
+	}
+	return out
 }
 
 func (m *manifest) encode() ([]byte, error) {

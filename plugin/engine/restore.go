@@ -264,9 +264,9 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 
 func (j *restoreJob) machineSpec(op *vsphere.Operation) vsphere.MachineSpec {
 	t := j.req.Target
-	spec := vsphere.MachineSpec{Operation: op, ConfigInfo: j.point.manifest.Config, Name: t.Name, Folder: t.Folder, Host: t.Host, Cluster: t.Cluster,
+	spec := vsphere.MachineSpec{Operation: op, ConfigInfo: j.point.manifest.Config, NICs: j.point.manifest.networkCards(), Name: t.Name, Folder: t.Folder, Host: t.Host, Cluster: t.Cluster,
 		ResourcePool: t.ResourcePool, Datastore: t.Datastore, Datastores: t.Datastores, Networks: t.Networks, Provision: vsphere.Provisioning(t.Provisioning),
-		KeepPartial: j.req.KeepPartial}
+		KeepFailed: j.req.KeepPartial}
 	if t.KeepIdentity {
 		spec.Identity = vsphere.IdentityKeep
 	}

@@ -1,0 +1,78 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere"
+)
+
+func TestLanesAreKept(t *testing.T) {
+	var machines []vsphere.Machine
+	for i := range 60 {
+		machines = append(machines, vsphere.Machine{Name: fmt.Sprint(i), HostID: fmt.Sprint("host", i%5), Datastores: []string{fmt.Sprint("ds", i%3)}})
+	}
+	l := lanesOf(plugin.Limits{Machines: 6, MachinesPerHost: 2, MachinesPerDatastore: 3})
+	var mu sync.Mutex
+	running := map[string]int{}
+	most := map[string]int{}
+	calls := make([]int, len(machines))
+	count := func(key string, n int) {
+		running[key] += n
+		most[key] = max(most[key], running[key])
+	}
+	start := make(chan struct{}) // holds the first ones until as many as may run do
+	var once sync.Once
+	l.run(t.Context(), machines, func(_ context.Context, i int) {
+		m := machines[i]
+		mu.Lock()
+		calls[i]++
+		for _, key := range []string{"all", m.HostID, m.Datastores[0]} {
+			count(key, 1)
+		}
+		if running["all"] == l.total {
+			once.Do(func() { close(start) })
+		}
+		mu.Unlock()
+		<-start
+		mu.Lock()
+		defer mu.Unlock()
+		for _, key := range []string{"all", m.HostID, m.Datastores[0]} {
+			count(key, -1)
+		}
+	})
+	for i, n := range calls {
+		if n != 1 {
+			t.Errorf("machine %d ran %d times", i, n)
+		}
+	}
+	if most["all"] != 6 {
+		t.Errorf("%d machines ran at once, want 6", most["all"])
+	}
+	for key, n := range most {
+		switch {
+		case key[0] == 'h' && n > 2, key[0] == 'd' && n > 3:
+			t.Errorf("%d machines ran at once on %s", n, key)
+		}
+	}
+}
+
+func TestCancelledLanesGiveEveryMachineAnOutcome(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var mu sync.Mutex
+	seen := 0
+	lanesOf(plugin.Limits{}).run(ctx, make([]vsphere.Machine, 9), func(ctx context.Context, _ int) {
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() != nil {
+			seen++
+		}
+	})
+	if seen != 9 {
+		t.Errorf("%d of 9 machines got their cancellation", seen)
+	}
+}
