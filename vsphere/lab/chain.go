@@ -259,19 +259,26 @@ func (s *sim) flatten(m *machine, leaf *link, shown map[string]bool, work [][]ty
 				for _, k := range kids {
 					visit(k)
 				}
-				return
+				if len(s.store.children(l)) == len(kids) {
+					break
+				}
+				continue // a dead branch fell off, perhaps one child is left
 			}
 			child := kids[0]
 			if s.store.held(l) || s.store.held(child) {
 				locked = &types.FileLocked{FileFault: types.FileFault{File: l.path}}
 				visit(child)
-				return
+				break
 			}
 			if err := child.merge(); err != nil {
 				locked = &types.FileFault{File: child.path}
 				return
 			}
 			s.replace(m, child, l, shown, work)
+		}
+		// the end of a branch that a revert left and whose snapshots are gone
+		if !shown[l.path] && l.parent != nil && len(s.store.children(l)) == 0 && !m.runs(l) && !s.store.held(l) {
+			s.store.drop(l)
 		}
 	}
 	visit(root)

@@ -231,3 +231,13 @@ func (m *machine) leaves() (out []*link) {
 	}
 	return out
 }
+
+// runs tells whether l is one of the machine's leaves. The gate is held.
+func (m *machine) runs(l *link) bool {
+	for _, x := range m.live {
+		if x == l {
+			return true
+		}
+	}
+	return false
+}
