@@ -336,7 +336,7 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 	about := j.run.vc.About()
 	m := manifestMachine{
 		Name: st.Name, Path: st.Path, ID: st.ID, InstanceUUID: st.InstanceUUID, BIOSUUID: st.BIOSUUID, VCenter: about.InstanceUUID,
-		APIVersion: about.APIVersion, Host: st.Host, HostBuild: st.HostBuild, GuestOS: st.GuestOS, HWVersion: st.HWVersion,
+		APIVersion: about.APIVersion, Host: st.Host, Folder: st.Folder, ResourcePool: st.ResourcePool, HostBuild: st.HostBuild, GuestOS: st.GuestOS, HWVersion: st.HWVersion,
 		PowerState: string(st.Power), Template: st.Template, Restored: restoredMark(st.ConfigInfo),
 	}
 	for _, t := range st.SnapshotTree {

@@ -43,6 +43,8 @@ type manifestMachine struct {
 	VCenter      string   `json:"vcenter"` // instanceUuid of the vCenter or host
 	APIVersion   string   `json:"apiVersion,omitempty"`
 	Host         string   `json:"host,omitempty"`
+	Folder       string   `json:"folder,omitempty"`
+	ResourcePool string   `json:"resourcePool,omitempty"`
 	HostBuild    string   `json:"hostBuild,omitempty"`
 	GuestOS      string   `json:"guestOS,omitempty"`
 	HWVersion    string   `json:"hwVersion,omitempty"`

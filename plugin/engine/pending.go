@@ -6,7 +6,9 @@ import (
 	"github.com/vmkeep/vmkeep/plugin"
 )
 
-func unsupported() error { return &plugin.Error{Code: plugin.CodeUnsupported, Summary: "not built yet"} }
+func unsupported() error {
+	return &plugin.Error{Code: plugin.CodeUnsupported, Summary: "not built yet"}
+}
 
 func (e *Engine) Forget(context.Context, plugin.ForgetRequest) (plugin.ForgetReport, error) {
 	return plugin.ForgetReport{}, unsupported()

@@ -46,7 +46,7 @@ func (j *restoreJob) planNew(ctx context.Context, out *plugin.RestorePlan) error
 	if err != nil {
 		return err
 	}
-	plan, err := vc.PlanMachine(ctx, j.machineSpec(nil))
+	plan, err := j.planMachine(ctx, vc, nil)
 	if err != nil {
 		return err
 	}

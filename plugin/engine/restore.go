@@ -239,7 +239,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 		}
 	}()
 	j.scope.phase("plan")
-	plan, err := vc.PlanMachine(ctx, j.machineSpec(operation))
+	plan, err := j.planMachine(ctx, vc, operation)
 	if err != nil {
 		return err
 	}
@@ -260,6 +260,24 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 		return vm.PowerOn(ctx)
 	}
 	return nil
+}
+
+// planMachine plans the new machine. What the request does not place goes where the saved machine was, as far as that
+// place exists here.
+func (j *restoreJob) planMachine(ctx context.Context, vc *vsphere.Client, op *vsphere.Operation) (*vsphere.MachinePlan, error) {
+	spec, saved := j.machineSpec(op), j.point.manifest.Machine
+	placed := spec
+	if spec.Folder == "" {
+		placed.Folder = saved.Folder
+	}
+	if spec.Host == "" && spec.Cluster == "" && spec.ResourcePool == "" {
+		placed.ResourcePool = saved.ResourcePool
+	}
+	plan, err := vc.PlanMachine(ctx, placed)
+	if elsewhere := errors.Is(err, vsphere.ErrNotFound) || err == nil && slices.ContainsFunc(plan.Problems, func(p *vsphere.Error) bool { return errors.Is(p, vsphere.ErrNotFound) }); !elsewhere {
+		return plan, err
+	}
+	return vc.PlanMachine(ctx, spec)
 }
 
 func (j *restoreJob) machineSpec(op *vsphere.Operation) vsphere.MachineSpec {
@@ -283,7 +301,7 @@ func (j *restoreJob) machineSpec(op *vsphere.Operation) vsphere.MachineSpec {
 
 // fill writes the disks of a machine that was just made.
 func (j *restoreJob) fill(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, plan *vsphere.MachinePlan) error {
-	if err := vm.SetExtraConfig(ctx, map[string]string{restoredKey: j.op.id}); err != nil {
+	if err := vm.SetExtra(ctx, map[string]string{restoredKey: j.op.id}); err != nil {
 		return err
 	}
 	st, err := vm.State(ctx)

@@ -36,4 +36,3 @@ func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
 	}
 	return out
 }
-
