@@ -75,8 +75,8 @@ func Load(ctx context.Context, o LoadOptions) (*Loaded, error) {
 		SecureConfig:     secure,
 		Logger:           o.Logger,
 		StartTimeout:     o.Start,
-		SyncStdout:       io.Discard,
-		SyncStderr:       io.Discard,
+		SyncStdout:       printed(o.Logger, hclog.Debug),
+		SyncStderr:       printed(o.Logger, hclog.Warn),
 	})}
 	protocol, err := l.client.Client()
 	var raw any
@@ -92,6 +92,11 @@ func Load(ctx context.Context, o LoadOptions) (*Loaded, error) {
 	}
 	l.Service = raw.(Service)
 	return l, nil
+}
+
+// printed takes what a library in the plugin prints past the log.
+func printed(log hclog.Logger, level hclog.Level) io.Writer {
+	return log.StandardWriter(&hclog.StandardLoggerOptions{ForceLevel: level})
 }
 
 // Close lets the plugin finish its cleanup and ends the process. The error tells that something was left on vSphere;

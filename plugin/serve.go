@@ -43,6 +43,13 @@ func Serve(svc Service, o ServeOptions) error {
 		return ErrNotLoaded
 	}
 	parent := os.Getppid()
+	// When the host dies, so does the reader of standard error. The next line of the log must not kill the plugin by
+	// SIGPIPE in the middle of its cleanup. (Ignoring the signal would ignore it in child processes as well.)
+	brokenPipe, terminate := make(chan os.Signal, 1), make(chan os.Signal, 2)
+	signal.Notify(brokenPipe, syscall.SIGPIPE)
+	defer signal.Stop(brokenPipe)
+	signal.Notify(terminate, syscall.SIGTERM)
+	defer signal.Stop(terminate)
 	if o.Logger == nil {
 		o.Logger = hclog.New(&hclog.LoggerOptions{Name: PluginName, Level: hclog.Info, Output: os.Stderr, JSONFormat: true})
 	}
@@ -56,12 +63,13 @@ func Serve(svc Service, o ServeOptions) error {
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
-		why := watch(parent, &conns, over)
+		l := life{parent: parent, conns: &conns, terminate: terminate, over: over}
+		why := l.watch()
 		if why == "" {
 			return
 		}
 		o.Logger.Warn("ending", "reason", why)
-		drain(svc, o)
+		drain(svc, o, terminate)
 		(<-servers).Stop()
 	}()
 	goplugin.Serve(&goplugin.ServeConfig{
@@ -76,7 +84,7 @@ func Serve(svc Service, o ServeOptions) error {
 	})
 	close(over)
 	<-watched
-	drain(svc, o) // for hosts that end the plugin without Drain; nothing to do otherwise
+	drain(svc, o, terminate) // for hosts that end the plugin without Drain; nothing to do otherwise
 	if dir := os.Getenv(goplugin.EnvUnixSocketDir); dir != "" && os.Getppid() != parent {
 		os.Remove(dir) // the host made it and cannot remove it any more; it stays when something else is in it
 	}
@@ -84,35 +92,47 @@ func Serve(svc Service, o ServeOptions) error {
 }
 
 // drain lets the service clean up, until the time is over or SIGTERM arrives (again).
-func drain(svc Service, o ServeOptions) {
+func drain(svc Service, o ServeOptions, terminate <-chan os.Signal) {
 	ctx, cancel := context.WithTimeout(context.Background(), o.Drain)
 	defer cancel()
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
-	defer stop()
+	drained := make(chan struct{})
+	defer close(drained)
+	go func() {
+		select {
+		case <-terminate:
+			cancel()
+		case <-drained:
+		}
+	}()
 	if err := svc.Drain(ctx); err != nil {
 		o.Logger.Error("cleanup is not complete", "error", err, "remedy", "run \"vmkeep recover\"")
 	}
 }
 
-// watch returns why the process must end, or "" when over was closed.
-func watch(parent int, conns *connections, over <-chan struct{}) string {
-	terminate := make(chan os.Signal, 1)
-	signal.Notify(terminate, syscall.SIGTERM)
-	defer signal.Stop(terminate)
+// life is what a plugin process's life depends on.
+type life struct {
+	parent    int
+	conns     *connections
+	terminate <-chan os.Signal
+	over      <-chan struct{} // closed when the host has ended the plugin
+}
+
+// watch returns why the process must end, or "" when it is over.
+func (l life) watch() string {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
 	deadline := time.Now().Add(connectWithin)
 	for {
 		select {
-		case <-over:
+		case <-l.over:
 			return ""
-		case s := <-terminate:
+		case s := <-l.terminate:
 			return s.String()
 		case <-tick.C:
 			switch {
-			case os.Getppid() != parent:
+			case os.Getppid() != l.parent:
 				return "the host has died"
-			case conns.seen.Load() == 0 && time.Now().After(deadline):
+			case l.conns.seen.Load() == 0 && time.Now().After(deadline):
 				return "no host has connected"
 			}
 		}
