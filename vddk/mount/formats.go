@@ -4,6 +4,7 @@ import (
 	"github.com/vmkeep/vmkeep/vddk/mount/device"
 	"github.com/vmkeep/vmkeep/vddk/mount/ext4"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
+	"github.com/vmkeep/vmkeep/vddk/mount/lvm"
 	"github.com/vmkeep/vmkeep/vddk/mount/xfs"
 )
 
@@ -18,5 +19,5 @@ func formats() []guestfs.Format {
 
 // managers are the volume managers that look at all disks and partitions together.
 func managers() []device.Manager {
-	return []device.Manager{}
+	return []device.Manager{lvm.Assemble}
 }

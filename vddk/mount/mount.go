@@ -96,12 +96,12 @@ func Open(disks []Disk) *Machine {
 		}
 	}
 	for i, c := range all {
-		if _, used := member[i]; used || c.parted {
+		if _, used := member[i]; used || c.Parted {
 			continue
 		}
 		v := &Volume{Name: c.Name, Size: c.Dev.Size(), Table: c.table, Part: c.entry, disk: c.disk}
 		m.identify(v, c.Dev)
-		if v.format == nil && v.Type == "" && c.typ() == "" {
+		if v.format == nil && v.Type == "" && c.Type == "" {
 			continue // a blank disk
 		}
 		m.volumes = append(m.volumes, v)
@@ -133,13 +133,10 @@ func (m *Machine) Volume(name string) (*Volume, bool) {
 
 type candidate struct {
 	device.Candidate
-	disk   int
-	table  string
-	entry  part.Entry
-	parted bool // a disk with a partition table: no volume itself
+	disk  int
+	table string
+	entry part.Entry
 }
-
-func (c candidate) typ() string { return c.Type }
 
 // candidates are the disks and their partitions.
 func (m *Machine) candidates() []candidate {
@@ -158,7 +155,7 @@ func (m *Machine) candidates() []candidate {
 		for _, note := range t.Notes {
 			m.problems = append(m.problems, Problem{d.Name, note})
 		}
-		whole.parted = true
+		whole.Parted = true
 		out = append(out, whole)
 		for _, e := range t.Entries {
 			if len(out) >= maxCandidates {

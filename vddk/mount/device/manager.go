@@ -5,7 +5,10 @@ type Candidate struct {
 	Dev   Device
 	Name  string // as volumes are named: "scsi0-0" or "scsi0-0p2"
 	Type  string // partition type: "8e", or a GUID in upper case; "" for a whole disk
-	Whole bool   // a whole disk; it may also have partitions, which are candidates too
+	Whole bool   // a whole disk
+	// Parted is a whole disk that has partitions, which are candidates too: labels at its start are leftovers,
+	// but for managers that use the table itself (LDM).
+	Parted bool
 }
 
 // Logical is a device that a volume manager built.
