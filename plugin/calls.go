@@ -74,9 +74,46 @@ func (c *calls) cancel(id string) bool {
 	return ok
 }
 
+// inFlight counts a host's calls, so that their answers can be awaited before the connection is closed: a plugin has
+// drained when its operations have ended, but their reports may still be on the way.
+type inFlight struct {
+	mu   sync.Mutex
+	n    int
+	idle chan struct{} // closed when n becomes 0; nil while nobody waits
+}
+
+func (f *inFlight) add(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.n += n
+	if f.n == 0 && f.idle != nil {
+		close(f.idle)
+		f.idle = nil
+	}
+}
+
+// wait returns when no call is in flight, or ctx ends.
+func (f *inFlight) wait(ctx context.Context) {
+	f.mu.Lock()
+	if f.n == 0 {
+		f.mu.Unlock()
+		return
+	}
+	if f.idle == nil {
+		f.idle = make(chan struct{})
+	}
+	idle := f.idle
+	f.mu.Unlock()
+	select {
+	case <-idle:
+	case <-ctx.Done():
+	}
+}
+
 // lasting makes a context for one call that outlives ctx. When ctx ends, the plugin is asked to cancel the call.
 // finish must be called when the call has returned.
-func lasting(ctx context.Context, rpc pb.KeepServiceClient) (_ context.Context, finish func()) {
+func (c *client) lasting(ctx context.Context) (_ context.Context, finish func()) {
+	c.calls.add(1)
 	id := rand.Text()
 	call, end := context.WithCancel(metadata.AppendToOutgoingContext(context.WithoutCancel(ctx), callIDKey, id))
 	var asking sync.WaitGroup
@@ -84,7 +121,7 @@ func lasting(ctx context.Context, rpc pb.KeepServiceClient) (_ context.Context, 
 	stop := context.AfterFunc(ctx, func() {
 		defer asking.Done()
 		for {
-			r, err := rpc.Cancel(call, &pb.CancelRequest{CallId: id})
+			r, err := c.rpc.Cancel(call, &pb.CancelRequest{CallId: id})
 			if err != nil || r.GetFound() {
 				return
 			}
@@ -101,6 +138,7 @@ func lasting(ctx context.Context, rpc pb.KeepServiceClient) (_ context.Context, 
 		}
 		end()
 		asking.Wait()
+		c.calls.add(-1)
 	}
 }
 

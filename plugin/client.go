@@ -21,8 +21,9 @@ func NewClient(conn grpc.ClientConnInterface, host string) Service {
 
 // client asks a plugin over the wire.
 type client struct {
-	rpc  pb.KeepServiceClient
-	host string
+	rpc   pb.KeepServiceClient
+	host  string
+	calls inFlight
 }
 
 var _ Service = (*client)(nil)
@@ -56,7 +57,7 @@ func ask[Q any, A failing](ctx context.Context, n named, rpc func(context.Contex
 	if ctx.Err() != nil {
 		return none, asError(context.Cause(ctx))
 	}
-	call, finish := lasting(ctx, n.rpc)
+	call, finish := n.lasting(ctx)
 	defer finish()
 	a, err := rpc(call, q)
 	if err != nil {
@@ -147,7 +148,7 @@ func operation[R comparable, M any](ctx context.Context, n named, emit func(Even
 	if ctx.Err() != nil {
 		return none, asError(context.Cause(ctx))
 	}
-	call, finish := lasting(ctx, n.rpc)
+	call, finish := n.lasting(ctx)
 	defer finish()
 	stream, err := start(call)
 	if err != nil {

@@ -107,6 +107,7 @@ func (l *Loaded) Close() error {
 	var err error
 	if !l.client.Exited() {
 		err = l.Drain(ctx)
+		l.Service.(*client).calls.wait(ctx)
 	}
 	l.Kill()
 	return err
