@@ -1,0 +1,98 @@
+// Command vmkeep-plugin is the plugin that backup applications load: package engine behind the protocol
+// vmkeep.plugin.v1.
+//
+// Started by a host (go-plugin's handshake) it serves until the host ends it. Started by hand it tells about itself:
+//
+//	vmkeep-plugin --version
+//	vmkeep-plugin describe     what a host needs to know before it loads the plugin, as JSON
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/vmkeep/vmkeep/cmd/internal/build"
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/plugin/engine"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+// Arguments that are not known are ignored, as hosts of later versions may pass more.
+func run(args []string, stdout, stderr io.Writer) int {
+	level := hclog.Info
+	for _, arg := range args {
+		switch name, value, _ := strings.Cut(arg, "="); name {
+		case "--version", "version":
+			fmt.Fprintf(stdout, "vmkeep-plugin %s (%s)\n", build.Version(), build.Platform())
+			return 0
+		case "describe":
+			return describe(stdout, stderr)
+		case "--help", "-h", "help":
+			fmt.Fprint(stdout, help)
+			return 0
+		case "--log-level":
+			if l := hclog.LevelFromString(value); l != hclog.NoLevel {
+				level = l
+			}
+		}
+	}
+	log := hclog.New(&hclog.LoggerOptions{Name: plugin.PluginName, Level: level, Output: stderr, JSONFormat: true})
+	service := engine.New(engine.Options{Version: build.Version(), Logger: log})
+	err := plugin.Serve(service, plugin.ServeOptions{Logger: log})
+	if errors.Is(err, plugin.ErrNotLoaded) {
+		fmt.Fprint(stderr, help)
+		return 1
+	}
+	if err = errors.Join(err, service.Close()); err != nil {
+		log.Error("ending", "error", err)
+		return 1
+	}
+	return 0
+}
+
+// description is what a host can learn without loading the plugin.
+type description struct {
+	Name             string   `json:"name"`
+	Version          string   `json:"version"`
+	APIVersion       string   `json:"api_version"`
+	ProtocolVersions []int    `json:"protocol_versions"`
+	CookieKey        string   `json:"cookie_key"`
+	CookieValue      string   `json:"cookie_value"`
+	Capabilities     []string `json:"capabilities"`
+	Transports       []string `json:"transports"`
+}
+
+func describe(stdout, stderr io.Writer) int {
+	service := engine.New(engine.Options{Version: build.Version()})
+	info, err := service.Info(context.Background())
+	if err = errors.Join(err, service.Close()); err != nil {
+		fmt.Fprintln(stderr, "vmkeep-plugin:", err)
+		return 1
+	}
+	d := description{Name: info.Name, Version: info.Version, APIVersion: info.APIVersion, ProtocolVersions: []int{plugin.ProtocolVersion},
+		CookieKey: plugin.CookieKey, CookieValue: plugin.CookieValue, Capabilities: info.Capabilities, Transports: info.Transports}
+	out := json.NewEncoder(stdout)
+	out.SetIndent("", "  ")
+	if err := out.Encode(d); err != nil {
+		fmt.Fprintln(stderr, "vmkeep-plugin:", err)
+		return 1
+	}
+	return 0
+}
+
+const help = `vmkeep-plugin backs up VMware machines for a backup application, which starts it and talks to it.
+It has nothing to do when started by hand. For a command line, run "vmkeep".
+
+  vmkeep-plugin --version    tell the version
+  vmkeep-plugin describe     tell as JSON what a host needs to know
+
+How a backup application loads it: plugin/proto/README.md in the source.
+`
