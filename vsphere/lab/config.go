@@ -56,7 +56,7 @@ func (s *sim) createVM(ctx *simulator.Context, req *types.CreateVM_Task) (r ref,
 	if fault = s.nameFiles(&req.Config); fault != nil {
 		return r, fault
 	}
-	s.uniqueInstance(&req.Config)
+	s.uniqueInstance(&req.Config, ref{})
 	if fault = s.prepareDevices(&req.Config, nil); fault != nil {
 		return r, fault
 	}
@@ -218,25 +218,20 @@ func (s *sim) dirOf(datastore string) (string, bool) {
 	return dir, ok
 }
 
-// uniqueInstance replaces an instanceUuid that another machine has, as vCenter does. A bios uuid may repeat.
-func (s *sim) uniqueInstance(spec *types.VirtualMachineConfigSpec) {
-	if spec.InstanceUuid == "" {
-		spec.InstanceUuid = newInstanceUUID()
-		return
+// uniqueInstance replaces an instanceUuid that a machine other than self has, as vCenter does. A bios uuid may repeat.
+func (s *sim) uniqueInstance(spec *types.VirtualMachineConfigSpec, self ref) {
+	taken := spec.InstanceUuid == ""
+	s.mu.Lock()
+	for r, m := range s.machines {
+		if r != self {
+			m.mu.Lock()
+			taken = taken || strings.EqualFold(m.instance, spec.InstanceUuid)
+			m.mu.Unlock()
+		}
 	}
-	for _, e := range s.reg.All("VirtualMachine") {
-		vm, ok := e.(*simulator.VirtualMachine)
-		if !ok {
-			continue
-		}
-		var same bool
-		s.withVM(s.context(), vm.Self, func(vm *simulator.VirtualMachine) {
-			same = vm.Config != nil && strings.EqualFold(vm.Config.InstanceUuid, spec.InstanceUuid)
-		})
-		if same {
-			spec.InstanceUuid = newInstanceUUID()
-			return
-		}
+	s.mu.Unlock()
+	if taken {
+		spec.InstanceUuid = newInstanceUUID()
 	}
 }
 
@@ -449,7 +444,7 @@ func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 		return &types.InvalidVmConfig{Property: "configSpec.changeTrackingEnabled"}
 	}
 	if spec.InstanceUuid != "" && !strings.EqualFold(spec.InstanceUuid, vm.Config.InstanceUuid) {
-		s.uniqueInstance(spec)
+		s.uniqueInstance(spec, vm.Self)
 	}
 	if spec.Name != "" && spec.Name != vm.Name {
 		if f, ok := s.reg.Get(*vm.Parent).(*simulator.Folder); ok {

@@ -22,8 +22,11 @@ type ref = types.ManagedObjectReference
 // *simulator.VirtualMachine in some fifty places). What works is to rewrite Method.This: the call is dispatched to
 // the extension, while the request's own _this still names the machine.
 //
-// Locks, outermost first: the registry's lock of a machine; machine.gate; volume.mu. sim.mu is a leaf.
+// Locks, outermost first: the registry's lock of a machine, never of two; machine.gate; volume.mu; sim.mu; machine.mu;
+// store.mu.
 type sim struct {
+	mo.OverheadMemoryManager // the simulator looks for a managed object in the first field of whatever is registered
+
 	opt   Options
 	reg   *simulator.Registry
 	svc   *simulator.Service

@@ -28,7 +28,7 @@ type machine struct {
 	snapSeq  int32
 	snaps    map[ref]*snapshotState
 	grain    int64
-	reserved int64 // bytes of thick disks, see space
+	instance string // instanceUuid
 }
 
 type snapshotState struct {
@@ -137,6 +137,7 @@ func (s *sim) noteSettings(vm *mo.VirtualMachine) {
 	m.want = isTrue(vm.Config.ChangeTrackingEnabled)
 	moved := m.powered != vm.Runtime.PowerState
 	m.powered = vm.Runtime.PowerState
+	m.instance = vm.Config.InstanceUuid
 	m.mu.Unlock()
 	// A change of power state makes the setting take effect; for a machine that is off the reconfiguration itself
 	// does (seen on ESXi 8.0.1).
