@@ -40,16 +40,16 @@ func (h Handle) Check() error {
 	switch h.Type {
 	case restic.ConfigFile:
 		if h.Name != "" {
-			return fmt.Errorf("config file with a name of its own, %q: %w", h.Name, ErrPermanent)
+			return Permanent(fmt.Errorf("config file with a name of its own, %q", h.Name))
 		}
 		return nil
 	case restic.KeyFile, restic.LockFile, restic.SnapshotFile, restic.IndexFile, restic.PackFile:
 		if !IsName(h.Name) {
-			return fmt.Errorf("%s file %q: a name is 64 lower-case hexadecimal digits: %w", h.Type, h.Name, ErrPermanent)
+			return Permanent(fmt.Errorf("%s file %q: a name is 64 lower-case hexadecimal digits", h.Type, h.Name))
 		}
 		return nil
 	}
-	return fmt.Errorf("file type %q is none of the repository format's: %w", h.Type, ErrPermanent)
+	return Permanent(fmt.Errorf("file type %q is none of the repository format's", h.Type))
 }
 
 // IsName reports whether name is that of a file other than config: 64 lower-case hexadecimal digits. Listings
@@ -105,3 +105,15 @@ var (
 	ErrPermanent = errors.New("retrying cannot help")          // bad credentials, range beyond the end, full disk quota, wrong URL
 	ErrReadOnly  = errors.New("deletion refused by the store") // append-only server, object lock, retention
 )
+
+// Permanent is [Mark] with [ErrPermanent].
+func Permanent(err error) error { return Mark(err, ErrPermanent) }
+
+// Mark makes err answer to kind as well, without another word in its text: for errors that say what is wrong in
+// words of their own.
+func Mark(err, kind error) error { return marked{err, kind} }
+
+type marked struct{ err, kind error }
+
+func (m marked) Error() string   { return m.err.Error() }
+func (m marked) Unwrap() []error { return []error{m.err, m.kind} }

@@ -10,7 +10,7 @@ import (
 // CheckRange tells how many bytes Load has to deliver of a file of size bytes. The error is an [ErrPermanent].
 func CheckRange(offset, length, size int64) (int64, error) {
 	if offset < 0 || length < 0 || offset > size || length > size-offset || (offset == size && size > 0) {
-		return 0, fmt.Errorf("bytes %d+%d of a file of %d bytes: %w", offset, length, size, ErrPermanent)
+		return 0, Permanent(fmt.Errorf("bytes %d+%d of a file of %d bytes", offset, length, size))
 	}
 	if length == 0 {
 		return size - offset, nil

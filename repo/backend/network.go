@@ -26,13 +26,13 @@ func ExplainNetwork(err error) error {
 	)
 	switch {
 	case errors.As(err, &unknown):
-		return fmt.Errorf("%w (name the file with the server's CA certificate in RESTIC_CACERT): %w", err, ErrPermanent)
+		return Permanent(fmt.Errorf("%w (name the file with the server's CA certificate in RESTIC_CACERT)", err))
 	case errors.As(err, &invalid), errors.As(err, &hostname), errors.As(err, &verify), errors.As(err, &address):
-		return fmt.Errorf("%w: %w", err, ErrPermanent)
+		return Permanent(err)
 	case errors.As(err, &record):
-		return fmt.Errorf("%w (is the server one for http instead of https?): %w", err, ErrPermanent)
+		return Permanent(fmt.Errorf("%w (is the server one for http instead of https?)", err))
 	case errors.As(err, &unusable) && unusable.Err != nil && unusable.Err.Error() == "http: server gave HTTP response to HTTPS client":
-		return fmt.Errorf("%w (use http instead of https in the location): %w", err, ErrPermanent)
+		return Permanent(fmt.Errorf("%w (use http instead of https in the location)", err))
 	}
 	return err
 }

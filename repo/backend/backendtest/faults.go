@@ -16,7 +16,7 @@ import (
 // ErrInjected is what failing operations fail with; ErrCrashed is what all operations after a crash fail with.
 var (
 	ErrInjected = errors.New("injected fault")
-	ErrCrashed  = fmt.Errorf("store is gone: %w", backend.ErrPermanent)
+	ErrCrashed  = backend.Permanent(errors.New("store is gone"))
 )
 
 // Verb names a method of a backend.

@@ -56,7 +56,7 @@ func open(path string, connections int, fsys filesystem) (*Backend, error) {
 		return nil, b.explain("open", "repository directory", err)
 	}
 	if !info.IsDir() {
-		return nil, fmt.Errorf("open %s: not a directory: %w", b.root, backend.ErrPermanent)
+		return nil, backend.Permanent(fmt.Errorf("open %s: not a directory", b.root))
 	}
 	// As restic does: a config that the group may read says that the group shares the repository.
 	if info, err := fsys.Stat(filepath.Join(b.root, "config")); err == nil && info.Mode()&0o040 != 0 {
@@ -263,7 +263,7 @@ func (b *Backend) Stat(ctx context.Context, h backend.Handle) (backend.FileInfo,
 // List reads the directory of t.
 func (b *Backend) List(ctx context.Context, t restic.FileType, fn func(backend.FileInfo) error) error {
 	if t == restic.ConfigFile {
-		return fmt.Errorf("list config: it is one file, not a directory: %w", backend.ErrPermanent)
+		return backend.Permanent(errors.New("list config: it is one file, not a directory"))
 	}
 	dir := filepath.Join(b.root, string(t))
 	if t != restic.PackFile {
@@ -369,7 +369,7 @@ func (b *Backend) explain(verb, what string, err error) error {
 	default:
 		return fmt.Errorf("%s %s: %w", verb, what, err)
 	}
-	return fmt.Errorf("%s %s: %w: %w", verb, what, strip(err), kind)
+	return backend.Mark(fmt.Errorf("%s %s: %w", verb, what, strip(err)), kind)
 }
 
 // strip drops the path and operation that os repeats when the error's kind says it all.

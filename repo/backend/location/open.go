@@ -101,7 +101,7 @@ func (o opener) checkOptions() error {
 	for _, name := range slices.Sorted(maps.Keys(o.s.Options)) {
 		kind, _, _ := strings.Cut(name, ".")
 		if !slices.Contains(optionsOf(kind), name) {
-			return fmt.Errorf("option %q is unknown; %s: has %s: %w", name, o.l.scheme, strings.Join(optionsOf(o.l.scheme), ", "), backend.ErrPermanent)
+			return backend.Permanent(fmt.Errorf("option %q is unknown; %s: has %s", name, o.l.scheme, strings.Join(optionsOf(o.l.scheme), ", ")))
 		}
 	}
 	return nil
@@ -123,7 +123,7 @@ func (o opener) connections() (int, error) {
 	}
 	n, err := strconv.Atoi(text)
 	if err != nil || n < 1 {
-		return 0, fmt.Errorf("option %s=%q: want a number of at least 1: %w", name, text, backend.ErrPermanent)
+		return 0, backend.Permanent(fmt.Errorf("option %s=%q: want a number of at least 1", name, text))
 	}
 	return n, nil
 }
@@ -153,7 +153,7 @@ func (o opener) store(ctx context.Context) (backend.Backend, error) {
 	case "rclone":
 		return o.rclone(ctx, connections)
 	}
-	return nil, fmt.Errorf("no location given: %w", backend.ErrPermanent)
+	return nil, backend.Permanent(errors.New("no location given"))
 }
 
 func (o opener) rest(ctx context.Context, connections int) (backend.Backend, error) {
@@ -179,11 +179,11 @@ func (o opener) openREST(ctx context.Context, cfg rest.Config) (*rest.Backend, e
 }
 
 func (o opener) rclone(ctx context.Context, connections int) (backend.Backend, error) {
-	args, err := splitCommand(o.s.Options["rclone.args"])
+	args, err := SplitCommand(o.s.Options["rclone.args"])
 	if err != nil {
 		return nil, fmt.Errorf("option rclone.args: %w", err)
 	}
-	program, err := splitCommand(o.s.Options["rclone.program"])
+	program, err := SplitCommand(o.s.Options["rclone.program"])
 	if err != nil {
 		return nil, fmt.Errorf("option rclone.program: %w", err)
 	}
@@ -235,7 +235,7 @@ func (o opener) s3Credentials(transport http.RoundTripper) (*credentials.Credent
 	if text, ok := o.s.Options["s3.unsafe-anonymous-auth"]; ok {
 		anonymous, err := strconv.ParseBool(text)
 		if err != nil {
-			return nil, fmt.Errorf("option s3.unsafe-anonymous-auth=%q: want true or false: %w", text, backend.ErrPermanent)
+			return nil, backend.Permanent(fmt.Errorf("option s3.unsafe-anonymous-auth=%q: want true or false", text))
 		}
 		if anonymous {
 			return credentials.New(&credentials.Static{Value: credentials.Value{SignerType: credentials.SignatureAnonymous}}), nil
@@ -243,7 +243,7 @@ func (o opener) s3Credentials(transport http.RoundTripper) (*credentials.Credent
 	}
 	key, secret := o.env("AWS_ACCESS_KEY_ID"), o.env("AWS_SECRET_ACCESS_KEY")
 	if (key == "") != (secret == "") {
-		return nil, fmt.Errorf("one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; both are needed: %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("one of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY is set; both are needed"))
 	}
 	if key != "" {
 		return credentials.NewStaticV4(key, secret, o.env("AWS_SESSION_TOKEN")), nil
@@ -255,22 +255,22 @@ func (o opener) s3Credentials(transport http.RoundTripper) (*credentials.Credent
 	}
 	creds := credentials.NewChainCredentials(providers)
 	if v, err := creds.GetWithContext(&credentials.CredContext{Client: client}); err != nil || v.AccessKeyID == "" {
-		return nil, fmt.Errorf("no S3 credentials found (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for public buckets -o s3.unsafe-anonymous-auth=true): %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("no S3 credentials found (set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for public buckets -o s3.unsafe-anonymous-auth=true)"))
 	}
 	return creds, nil
 }
 
 func (o opener) sftp(ctx context.Context, connections int) (backend.Backend, error) {
-	command, err := splitCommand(o.s.Options["sftp.command"])
+	command, err := SplitCommand(o.s.Options["sftp.command"])
 	if err != nil {
 		return nil, fmt.Errorf("option sftp.command: %w", err)
 	}
-	args, err := splitCommand(o.s.Options["sftp.args"])
+	args, err := SplitCommand(o.s.Options["sftp.args"])
 	if err != nil {
 		return nil, fmt.Errorf("option sftp.args: %w", err)
 	}
 	if len(command) > 0 && len(args) > 0 {
-		return nil, fmt.Errorf("options sftp.command and sftp.args exclude each other: %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("options sftp.command and sftp.args exclude each other"))
 	}
 	cfg := sftp.Config{
 		Host: o.l.host, Port: o.l.port, Path: o.l.path, Args: args, Command: command, Connections: connections,
@@ -293,9 +293,9 @@ func nonNil[B backend.Backend](b B, err error) (backend.Backend, error) {
 	return b, nil
 }
 
-// splitCommand cuts a command line at white space; quotes of either kind hold words together, and a backslash
-// outside single quotes takes the next character as it is.
-func splitCommand(s string) ([]string, error) {
+// SplitCommand cuts a command line, as options and RESTIC_PASSWORD_COMMAND hold it, at white space; quotes of either
+// kind hold words together, and a backslash outside single quotes takes the next character as it is.
+func SplitCommand(s string) ([]string, error) {
 	var words []string
 	var word strings.Builder
 	inWord, quote := false, rune(0)
@@ -323,7 +323,7 @@ func splitCommand(s string) ([]string, error) {
 		}
 	}
 	if quote != 0 || escaped {
-		return nil, errors.Join(errors.New("a quote or backslash is left open"), backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("a quote or backslash is left open"))
 	}
 	if inWord {
 		words = append(words, word.String())

@@ -40,7 +40,7 @@ const hint = "a directory whose name holds a colon is written as local:/path"
 func Parse(s string) (Location, error) {
 	l, err := parse(s)
 	if err != nil {
-		return Location{}, fmt.Errorf("repository location: %w: %w", err, backend.ErrPermanent)
+		return Location{}, backend.Permanent(fmt.Errorf("repository location: %w", err))
 	}
 	return l, nil
 }

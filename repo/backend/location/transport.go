@@ -73,23 +73,23 @@ func (o opener) tlsConfig() (*tls.Config, error) {
 	for _, file := range files {
 		pem, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("CA certificate: %w: %w", err, backend.ErrPermanent)
+			return nil, backend.Permanent(fmt.Errorf("CA certificate: %w", err))
 		}
 		if conf.RootCAs == nil {
 			conf.RootCAs = x509.NewCertPool()
 		}
 		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("CA certificate: %s holds no certificate in PEM form: %w", file, backend.ErrPermanent)
+			return nil, backend.Permanent(fmt.Errorf("CA certificate: %s holds no certificate in PEM form", file))
 		}
 	}
 	if file := o.env("RESTIC_TLS_CLIENT_CERT"); file != "" {
 		pem, err := os.ReadFile(file)
 		if err != nil {
-			return nil, fmt.Errorf("RESTIC_TLS_CLIENT_CERT: %w: %w", err, backend.ErrPermanent)
+			return nil, backend.Permanent(fmt.Errorf("RESTIC_TLS_CLIENT_CERT: %w", err))
 		}
 		cert, err := tls.X509KeyPair(pem, pem)
 		if err != nil {
-			return nil, fmt.Errorf("RESTIC_TLS_CLIENT_CERT: %s must hold certificate and key in PEM form: %w: %w", file, err, backend.ErrPermanent)
+			return nil, backend.Permanent(fmt.Errorf("RESTIC_TLS_CLIENT_CERT: %s must hold certificate and key in PEM form: %w", file, err))
 		}
 		conf.Certificates = []tls.Certificate{cert}
 	}

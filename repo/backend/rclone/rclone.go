@@ -89,7 +89,7 @@ func start(cfg Config) (net.Conn, error) {
 	err = c.cmd.Start()
 	closing := errors.Join(theirIn.Close(), theirOut.Close())
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s (install it, or name it with -o rclone.program=...): %w: %w", args[0], err, backend.ErrPermanent),
+		return nil, errors.Join(backend.Permanent(fmt.Errorf("start %s (install it, or name it with -o rclone.program=...): %w", args[0], err)),
 			closing, in.Close(), out.Close())
 	}
 	go func() {

@@ -67,7 +67,7 @@ var _ backend.Backend = (*Backend)(nil)
 // Open uses the repository at cfg.URL. It sends nothing.
 func Open(cfg Config) (*Backend, error) {
 	if cfg.URL == nil || cfg.URL.Host == "" || (cfg.URL.Scheme != "http" && cfg.URL.Scheme != "https") {
-		return nil, fmt.Errorf("REST repositories need a URL like https://host:8000/path/: %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("REST repositories need a URL like https://host:8000/path/"))
 	}
 	if cfg.Connections <= 0 {
 		cfg.Connections = DefaultConnections
@@ -110,7 +110,7 @@ func (b *Backend) do(ctx context.Context, r request) (*http.Response, error) {
 	}
 	req, err := http.NewRequestWithContext(ctx, r.method, r.url, body)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+		return nil, backend.Permanent(err)
 	}
 	if r.body != nil {
 		req.Header.Set("Content-Type", "application/octet-stream")
@@ -164,11 +164,11 @@ func statusError(resp *http.Response) error {
 	case code == http.StatusNotFound:
 		return fmt.Errorf("%w: %w", err, backend.ErrNotExist)
 	case code == http.StatusUnauthorized:
-		return fmt.Errorf("%w (check RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD): %w", err, backend.ErrPermanent)
+		return backend.Permanent(fmt.Errorf("%w (check RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD)", err))
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests:
 		return err
 	case code >= 400 && code < 500, code == http.StatusInsufficientStorage, code == http.StatusNotImplemented:
-		return fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+		return backend.Permanent(err)
 	}
 	return err
 }
@@ -282,7 +282,7 @@ func (b *Backend) load(ctx context.Context, h backend.Handle, part [2]int64, fn 
 	r := request{method: http.MethodGet, url: b.url(h)}
 	switch {
 	case offset < 0 || length < 0 || offset+length < 0:
-		return fmt.Errorf("bytes %d+%d: %w", offset, length, backend.ErrPermanent)
+		return backend.Permanent(fmt.Errorf("bytes %d+%d", offset, length))
 	case length > 0:
 		r.ranged = fmt.Sprintf("bytes=%d-%d", offset, offset+length-1)
 	case offset > 0:
@@ -364,7 +364,7 @@ func (b *Backend) Stat(ctx context.Context, h backend.Handle) (backend.FileInfo,
 // List tells the files of a type.
 func (b *Backend) List(ctx context.Context, t restic.FileType, fn func(backend.FileInfo) error) error {
 	if t == restic.ConfigFile {
-		return fmt.Errorf("list config: it is one file, not a directory: %w", backend.ErrPermanent)
+		return backend.Permanent(errors.New("list config: it is one file, not a directory"))
 	}
 	resp, err := b.do(ctx, request{method: http.MethodGet, url: b.base + string(t) + "/", accept: typeV2})
 	if err != nil {

@@ -65,11 +65,11 @@ func newBackend(cfg Config) (*Backend, error) {
 	}
 	how, ok := lookup[cfg.Lookup]
 	if !ok {
-		return nil, fmt.Errorf("s3.bucket-lookup %q is none of auto, dns, path: %w", cfg.Lookup, backend.ErrPermanent)
+		return nil, backend.Permanent(fmt.Errorf("s3.bucket-lookup %q is none of auto, dns, path", cfg.Lookup))
 	}
 	switch cfg.StorageClass {
 	case "GLACIER", "DEEP_ARCHIVE":
-		return nil, fmt.Errorf("storage class %s takes hours to read a file; use one that reads at once, such as GLACIER_IR: %w", cfg.StorageClass, backend.ErrPermanent)
+		return nil, backend.Permanent(fmt.Errorf("storage class %s takes hours to read a file; use one that reads at once, such as GLACIER_IR", cfg.StorageClass))
 	}
 	if cfg.Connections <= 0 {
 		cfg.Connections = DefaultConnections
@@ -82,7 +82,7 @@ func newBackend(cfg Config) (*Backend, error) {
 		MaxRetries: 1, // one try: package backend retries, with its own budget
 	})
 	if err != nil {
-		return nil, fmt.Errorf("S3 endpoint %q: %w: %w", cfg.Endpoint, err, backend.ErrPermanent)
+		return nil, backend.Permanent(fmt.Errorf("S3 endpoint %q: %w", cfg.Endpoint, err))
 	}
 	client.SetAppInfo("vmkeep", "")
 	return &Backend{cfg: cfg, client: client, now: time.Now}, nil
@@ -193,7 +193,7 @@ func (b *Backend) Load(ctx context.Context, h backend.Handle, offset, length int
 	var opts minio.GetObjectOptions
 	switch {
 	case offset < 0 || length < 0 || offset+length < 0:
-		return fmt.Errorf("load %s: bytes %d+%d: %w", h, offset, length, backend.ErrPermanent)
+		return backend.Permanent(fmt.Errorf("load %s: bytes %d+%d", h, offset, length))
 	case length > 0:
 		opts.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, offset+length-1))
 	case offset > 0:
@@ -212,7 +212,7 @@ func (b *Backend) Load(ctx context.Context, h backend.Handle, offset, length int
 			return fmt.Errorf("load %s: service sends Content-Range %q", h, s)
 		}
 	} else if opts.Header().Get("Range") != "" {
-		return fmt.Errorf("load %s: service ignores ranges: %w", h, backend.ErrPermanent)
+		return backend.Permanent(fmt.Errorf("load %s: service ignores ranges", h))
 	}
 	n, err := backend.CheckRange(offset, length, size)
 	if err == nil {
@@ -247,7 +247,7 @@ func (b *Backend) stat(ctx context.Context, h backend.Handle) (minio.ObjectInfo,
 // List asks for page after page.
 func (b *Backend) List(ctx context.Context, t restic.FileType, fn func(backend.FileInfo) error) error {
 	if t == restic.ConfigFile {
-		return fmt.Errorf("list config: it is one file, not a directory: %w", backend.ErrPermanent)
+		return backend.Permanent(errors.New("list config: it is one file, not a directory"))
 	}
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -353,16 +353,16 @@ func (b *Backend) explain(ctx context.Context, err error) error {
 	}
 	switch codeOf(err) {
 	case "NoSuchKey":
-		return fmt.Errorf("%w: %w", err, backend.ErrNotExist)
+		return backend.Mark(err, backend.ErrNotExist)
 	case "NoSuchBucket":
-		return fmt.Errorf("bucket %s: %w: %w", b.cfg.Bucket, err, backend.ErrNotExist)
+		return backend.Mark(fmt.Errorf("bucket %s: %w", b.cfg.Bucket, err), backend.ErrNotExist)
 	case "PreconditionFailed", "ConditionalRequestConflict":
-		return fmt.Errorf("%w: %w", err, backend.ErrExist)
+		return backend.Mark(err, backend.ErrExist)
 	case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed":
-		return fmt.Errorf("%w (check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and the key's policy): %w", err, backend.ErrPermanent)
+		return backend.Permanent(fmt.Errorf("%w (check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and the key's policy)", err))
 	case "InvalidRange", "InvalidBucketName", "MethodNotAllowed", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InvalidRequest",
 		"InvalidStorageClass", "PermanentRedirect":
-		return fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+		return backend.Permanent(err)
 	}
 	return backend.ExplainNetwork(err)
 }

@@ -82,7 +82,7 @@ func (b *Backend) session(ctx context.Context) (*session, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return nil, fmt.Errorf("backend is closed: %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("backend is closed"))
 	}
 	if b.current != nil {
 		select {
@@ -144,7 +144,7 @@ func dial(ctx context.Context, cfg Config) (*session, error) {
 		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w: %w", args[0], err, backend.ErrPermanent)
+		return nil, backend.Permanent(fmt.Errorf("start %s: %w", args[0], err))
 	}
 	stop := context.AfterFunc(ctx, s.kill)
 	s.Client, err = sftp.NewClientPipe(cfg.Download.Reader(stdout), cfg.Upload.Writer(stdin),
@@ -195,7 +195,7 @@ func (s *session) describe(err error) error {
 		"Bad configuration option", "unknown option", "Identity file", "command not found",
 	} {
 		if strings.Contains(text, hopeless) {
-			return fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+			return backend.Permanent(err)
 		}
 	}
 	return err

@@ -78,7 +78,7 @@ func Open(ctx context.Context, cfg Config) (*Backend, error) {
 			return err
 		}
 		if !info.IsDir() {
-			return fmt.Errorf("not a directory: %w", backend.ErrPermanent)
+			return backend.Permanent(errors.New("not a directory"))
 		}
 		// As restic does: a config that the group may read says that the group shares the repository.
 		if info, err := s.Stat(path.Join(b.cfg.Path, "config")); err == nil && info.Mode()&0o040 != 0 {
@@ -115,7 +115,7 @@ func Create(ctx context.Context, cfg Config) (*Backend, error) {
 
 func newBackend(cfg Config) (*Backend, error) {
 	if len(cfg.Command) == 0 && (cfg.Host == "" || strings.HasPrefix(cfg.Host, "-") || strings.HasPrefix(cfg.User, "-")) {
-		return nil, fmt.Errorf("SFTP repositories need a host, as in sftp:user@host:/path: %w", backend.ErrPermanent)
+		return nil, backend.Permanent(errors.New("SFTP repositories need a host, as in sftp:user@host:/path"))
 	}
 	if cfg.Connections <= 0 {
 		cfg.Connections = DefaultConnections
@@ -297,7 +297,7 @@ func (b *Backend) Stat(ctx context.Context, h backend.Handle) (result backend.Fi
 // List reads the directories of t.
 func (b *Backend) List(ctx context.Context, t restic.FileType, fn func(backend.FileInfo) error) error {
 	if t == restic.ConfigFile {
-		return fmt.Errorf("list config: it is one file, not a directory: %w", backend.ErrPermanent)
+		return backend.Permanent(errors.New("list config: it is one file, not a directory"))
 	}
 	var infos []backend.FileInfo
 	err := b.with(ctx, func(s *session) (err error) {
@@ -400,15 +400,15 @@ func explain(err error) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("%w: %w", err, backend.ErrNotExist)
+		return backend.Mark(err, backend.ErrNotExist)
 	case errors.Is(err, fs.ErrExist):
-		return fmt.Errorf("%w: %w", err, backend.ErrExist)
+		return backend.Mark(err, backend.ErrExist)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+		return backend.Permanent(err)
 	}
 	var status *sftp.StatusError
 	if errors.As(err, &status) && status.FxCode() == sftp.ErrSSHFxOpUnsupported {
-		return fmt.Errorf("%w: %w", err, backend.ErrPermanent)
+		return backend.Permanent(err)
 	}
 	return err
 }
