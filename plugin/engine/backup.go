@@ -295,7 +295,6 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			return err
 		}
 		j.homeFiles(ctx, vm, s.State(), files)
-		j.scope.phase("read")
 		disks, ctx := errgroup.WithContext(ctx)
 		for _, d := range s.Disks() {
 			image, err := j.decide(d, s, prev)

@@ -2,8 +2,10 @@ package engine_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -181,6 +183,33 @@ func (r *rig) live(machine string, key int32) []byte {
 	b, err := r.lab.Machine(machine).ReadLive(key)
 	r.must(err)
 	return b
+}
+
+// sum hashes a disk of a machine as its guest sees it.
+func (r *rig) sum(machine string, key int32, size int64) (s [sha256.Size]byte) {
+	r.t.Helper()
+	h := sha256.New()
+	buf := make([]byte, 1<<20)
+	for off := int64(0); off < size; off += int64(len(buf)) {
+		p := buf[:min(int64(len(buf)), size-off)]
+		r.must(r.lab.Machine(machine).Read(key, p, off))
+		_, _ = h.Write(p) // never fails
+	}
+	h.Sum(s[:0])
+	return s
+}
+
+// fileSum hashes a file.
+func (r *rig) fileSum(name string) (s [sha256.Size]byte) {
+	r.t.Helper()
+	f, err := os.Open(name)
+	r.must(err)
+	defer f.Close()
+	h := sha256.New()
+	_, err = io.Copy(h, f)
+	r.must(err)
+	h.Sum(s[:0])
+	return s
 }
 
 // guest writes to a running disk.

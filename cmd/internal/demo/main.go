@@ -182,11 +182,8 @@ func (d *demo) backup(ctx context.Context, what string) (*plugin.Point, error) {
 }
 
 func (d *demo) resticCheck(ctx context.Context) error {
-	for _, args := range [][]string{{"check", "--read-data"}, {"snapshots"}} {
-		cmd := exec.CommandContext(ctx, d.restic, append(args, "--no-cache", "--quiet", "--repo", d.repository)...)
-		if args[0] == "snapshots" {
-			cmd = exec.CommandContext(ctx, d.restic, "snapshots", "--no-cache", "--repo", d.repository)
-		}
+	for _, args := range [][]string{{"check", "--read-data"}, {"snapshots", "--compact"}} {
+		cmd := exec.CommandContext(ctx, d.restic, append(args, "--no-cache", "--repo", d.repository)...)
 		cmd.Env = append(os.Environ(), "RESTIC_PASSWORD="+password)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
