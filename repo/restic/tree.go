@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -187,7 +188,7 @@ func (n *Node) append(dst []byte) ([]byte, error) {
 	if n.Content == nil {
 		dst = append(dst, "null"...)
 	} else {
-		dst = append(dst, '[')
+		dst = append(slices.Grow(dst, 67*len(n.Content)+256), '[')
 		for i, id := range n.Content {
 			if i > 0 {
 				dst = append(dst, ',')
