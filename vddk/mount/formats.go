@@ -1,8 +1,11 @@
 package mount
 
 import (
+	"slices"
+
 	"github.com/vmkeep/vmkeep/vddk/mount/device"
 	"github.com/vmkeep/vmkeep/vddk/mount/ext4"
+	"github.com/vmkeep/vmkeep/vddk/mount/foreign"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
 	"github.com/vmkeep/vmkeep/vddk/mount/lvm"
 	"github.com/vmkeep/vmkeep/vddk/mount/xfs"
@@ -11,10 +14,11 @@ import (
 // formats are what volumes are probed for, in order. Containers that may keep an older file system's superblock
 // in place come before file systems.
 func formats() []guestfs.Format {
-	return []guestfs.Format{
+	systems := []guestfs.Format{
 		ext4.Format(),
 		xfs.Format(),
 	}
+	return slices.Concat(foreign.Containers(), systems, foreign.Rest())
 }
 
 // managers are the volume managers that look at all disks and partitions together.

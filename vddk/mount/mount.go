@@ -24,6 +24,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/vddk/mount/device"
+	"github.com/vmkeep/vmkeep/vddk/mount/foreign"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
 	"github.com/vmkeep/vmkeep/vddk/mount/part"
 )
@@ -200,6 +201,9 @@ func (m *Machine) known(dev device.Device, t part.Table) bool {
 func (m *Machine) identify(v *Volume, dev device.Device) {
 	src := guestfs.NewSource(dev)
 	v.Ident, v.format = probe(src)
+	if v.format == nil {
+		v.Ident, _ = foreign.ByPartition(v.Part.Type)
+	}
 	v.src = []*guestfs.Source{src}
 }
 
@@ -252,14 +256,14 @@ func (m *Machine) join() {
 }
 
 // Readable reports whether the volume holds a file system that Open can open.
-func (v *Volume) Readable() bool { return v.format != nil && v.Advice == "" }
+func (v *Volume) Readable() bool { return v.format != nil && v.format.Open != nil }
 
 // Open opens the file system, once; later calls give the same. What cannot be opened fails with an error that
 // says what to do instead.
 func (v *Volume) Open() (*guestfs.FS, error) {
 	v.once.Do(func() {
 		switch {
-		case v.format == nil:
+		case v.format == nil && v.Type == "":
 			v.err = fmt.Errorf("volume %s: %w: restore or export the disk instead", v.Name, guestfs.ErrUnknown)
 		case v.Advice != "":
 			v.err = fmt.Errorf("volume %s holds %s: %w: %s", v.Name, v.Type, guestfs.ErrUnsupported, v.Advice)

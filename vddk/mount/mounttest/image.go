@@ -17,22 +17,32 @@ import (
 // elsewhere the test is skipped.
 func Need(t testing.TB, tools ...string) {
 	t.Helper()
-	lack := ""
 	if os.Geteuid() != 0 {
-		lack = "root, for loop mounts"
+		refuse(t, "root, for loop mounts")
 	}
+	NeedTools(t, tools...)
+}
+
+// NeedTools is Need without root.
+func NeedTools(t testing.TB, tools ...string) {
+	t.Helper()
+	lack := ""
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			lack = tool
 		}
 	}
-	switch {
-	case lack == "":
-	case os.Getenv("CI") == "true":
-		t.Fatalf("this test needs %s, and CI may not go without it", lack)
-	default:
-		t.Skipf("needs %s", lack)
+	if lack != "" {
+		refuse(t, lack)
 	}
+}
+
+func refuse(t testing.TB, lack string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("this test needs %s, and CI may not go without it", lack)
+	}
+	t.Skipf("needs %s", lack)
 }
 
 // Image is a disk image with a file system.
