@@ -25,7 +25,15 @@ func (e *Engine) Check(ctx context.Context, req plugin.CheckRequest, emit func(p
 			opt.ReadData = data
 		}
 		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
-			opt.Progress = checkProgress(scope{out: op.out})
+			stages := newStages(scope{out: op.out})
+			defer stages.end()
+			opt.Progress = func(p repo.CheckProgress) {
+				if p.TotalBytes > 0 {
+					stages.at(string(p.Stage), p.Bytes, p.TotalBytes)
+					return
+				}
+				stages.at(string(p.Stage), p.Done, p.Total)
+			}
 			report, err := r.Check(ctx, opt)
 			if err != nil {
 				return err
@@ -65,28 +73,4 @@ func findingOf(f repo.Finding) plugin.Diagnostic {
 		d.Detail = fmt.Sprintf("%d bytes at %d", f.Length, f.Offset)
 	}
 	return d
-}
-
-// checkProgress turns a check's stages into phases and meters.
-func checkProgress(s scope) func(repo.CheckProgress) {
-	var stage repo.CheckStage
-	var m *meter
-	var end func()
-	return func(p repo.CheckProgress) {
-		if p.Stage != stage {
-			if end != nil {
-				end()
-			}
-			stage = p.Stage
-			s.phase(string(stage))
-			m, end = s.meter(string(stage), 0)
-		}
-		m.done.Store(p.Done)
-		m.total.Store(p.Total)
-		if p.TotalBytes > 0 {
-			m.done.Store(p.Bytes)
-			m.total.Store(p.TotalBytes)
-		}
-		m.read.Store(p.Bytes)
-	}
 }

@@ -143,3 +143,32 @@ func (m *meter) event() (plugin.Event, bool) {
 	}
 	return plugin.Event{Machine: m.scope.machine, Disk: m.scope.disk, Kind: plugin.EventProgress, Phase: m.phase, Progress: p}, true
 }
+
+// stages reports work that goes through one stage after the other, each with a meter of its own.
+type stages struct {
+	scope scope
+	name  string
+	meter *meter
+	stop  func()
+}
+
+func newStages(s scope) *stages { return &stages{scope: s} }
+
+// at tells how far which stage is. Calls must not overlap.
+func (s *stages) at(name string, done, total int64) {
+	if name != s.name {
+		s.end()
+		s.name = name
+		s.scope.phase(name)
+		s.meter, s.stop = s.scope.meter(name, total)
+	}
+	s.meter.total.Store(total)
+	s.meter.done.Store(done)
+}
+
+func (s *stages) end() {
+	if s.stop != nil {
+		s.stop()
+	}
+	s.stop = nil
+}
