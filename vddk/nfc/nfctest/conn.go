@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmkeep/vmkeep/vddk/nfc/internal/wire"
@@ -18,13 +19,14 @@ import (
 // conn is one connection, from the greeting to the end.
 type conn struct {
 	Scenario
-	server *Server
-	serial int
-	raw    net.Conn
-	ctx    context.Context
-	cancel context.CancelFunc
-	memory int64 // of its session's buffers, guarded by server.mu
-	grant  Grant
+	server  *Server
+	serial  int
+	raw     net.Conn
+	ctx     context.Context
+	cancel  context.CancelFunc
+	excused atomic.Bool // its end is the server's doing
+	memory  int64       // of its session's buffers, guarded by server.mu
+	grant   Grant
 }
 
 // helloTimeout bounds how long a client may take until frames begin.

@@ -91,7 +91,7 @@ func (s *session) run() error {
 		untidy = fmt.Errorf("session left open: %w", err)
 	}
 	s.event("end", err.Error())
-	if errors.Is(err, errCut) {
+	if errors.Is(err, errCut) || s.excused.Load() {
 		return nil
 	}
 	return untidy
