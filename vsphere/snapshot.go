@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -277,9 +278,11 @@ func (t *taking) try(ctx context.Context, level Level, live *State) (SnapshotInf
 			task, err = t.create(ctx, level, quiesced, live)
 			return task, err
 		})
-		if err != nil && limit.Err() != nil && ctx.Err() == nil && task.Value != "" {
-			// Too slow. The task would go on and surprise us later: stop it, and take its result if it made it.
-			result, err = t.stop(ctx, task)
+		if err != nil && limit.Err() != nil && ctx.Err() == nil {
+			if task.Value == "" {
+				return SnapshotInfo{}, &Error{Kind: ErrBusy, Object: t.v.label(), Err: err, Summary: fmt.Sprintf("%s: other tasks held the machine for %v", what, t.quiesce.timeout()), Remedy: "wait for them and repeat"}
+			}
+			result, err = t.late(ctx, task)
 		}
 		if err != nil && ctx.Err() == nil && attempt < 3 && t.unknown && errors.Is(err, ErrUnreachable) {
 			// The answer was lost; the snapshot may be there, or be on its way.
@@ -349,35 +352,43 @@ func (t *taking) create(ctx context.Context, level Level, quiesced bool, live *S
 	return task, nil
 }
 
-// stopGrace is how long a cancelled creation may take to end: a guest that is being thawed is not interrupted.
-const stopGrace = 5 * time.Minute
+// lateGrace is how long a creation may take beyond its time.
+const lateGrace = 5 * time.Minute
 
-// stop cancels a task and waits for its end, whichever it is.
-func (t *taking) stop(ctx context.Context, task ref) (any, error) {
-	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+// late waits for a creation that takes too long. It is not cancelled: vSphere hardly ever can, a guest in the middle
+// of a freeze is better left to thaw by itself, and a task that is said to be cancelled may make its snapshot still.
+// What it makes in the end is as good as if it had been quick.
+func (t *taking) late(ctx context.Context, task ref) (any, error) {
+	ctx, cancel := context.WithTimeout(ctx, lateGrace)
 	defer cancel()
-	if _, err := methods.CancelTask(ctx, t.v.c.vim, &types.CancelTask{This: task}); err != nil {
-		t.v.c.log.Debug("snapshot task not cancelled", "task", task.Value, "error", err)
-	}
 	result, err := t.v.c.wait(ctx, task)
 	if err != nil {
-		return nil, &Error{Kind: ErrQuiesce, Object: t.v.label(), Err: plain(err), Summary: fmt.Sprintf("machine %s: the snapshot took longer than %v", t.v.label(), t.quiesce.timeout()),
+		return nil, &Error{Kind: ErrQuiesce, Object: t.v.label(), Err: plain(err), Summary: fmt.Sprintf("machine %s: the snapshot took longer than %v and failed", t.v.label(), t.quiesce.timeout()),
 			Remedy: "raise the timeout, or look at VMware Tools and the load of the guest"}
 	}
 	return result, nil
 }
 
-// settle waits until no creation of a snapshot runs on the machine.
+// settle waits until no creation of a snapshot runs on the machine. That a creation failed is no error here; that its
+// fate cannot be learnt is.
 func (t *taking) settle(ctx context.Context) error {
 	for _, task := range t.tasks {
-		if _, err := t.v.c.wait(ctx, task); err != nil && ctx.Err() != nil {
+		err := t.v.c.insist(ctx, func() error {
+			_, err := t.v.c.wait(ctx, task)
+			var ended faultError
+			if errors.As(err, &ended) || isNotFound(err) {
+				return nil
+			}
+			return err
+		})
+		if err != nil {
 			return err
 		}
 	}
 	if !t.unknown {
 		return nil
 	}
-	return t.v.c.quiet(ctx, t.v.ref(), "createsnapshot")
+	return t.v.c.insist(ctx, func() error { return t.v.c.quiet(ctx, t.v.ref(), "createsnapshot") })
 }
 
 // find looks for the operation's snapshot after all creations ended.
@@ -423,91 +434,87 @@ func (v *VM) remove(ctx context.Context, t *taking, report *SnapshotReport, phas
 	return nil
 }
 
-// removeTries is how often a removal that fails is tried again; busy machines and lost connections are waited for
-// without counting.
-const removeTries = 6
+// cleanupTries is how often a step of a cleanup that fails is tried again; busy machines and lost connections are
+// waited for without counting.
+const cleanupTries = 6
+
+// insist repeats a step of a cleanup whatever its error is: a cleanup that gives up at the first strange answer leaves
+// a trace. That the object is gone is no strange answer.
+func (c *Client) insist(ctx context.Context, step func() error) error {
+	for attempt := 0; ; attempt++ {
+		err := step()
+		if err == nil || isNotFound(err) || ctx.Err() != nil || attempt == cleanupTries {
+			return err
+		}
+		c.log.Warn("cleanup step failed", "attempt", attempt+1, "error", err)
+		if e := sleep(ctx, c.s.backoff(attempt)); e != nil {
+			return errors.Join(err, e)
+		}
+	}
+}
 
 // removeSnapshots removes the machine's snapshots that are ours by the given test and reads the tree until none is
 // left. Snapshots taken on top of them stay. A machine that is gone has none.
 func (v *VM) removeSnapshots(ctx context.Context, ours func(SnapshotInfo) bool) error {
-	var last error
-	for attempt := 0; ; attempt++ {
+	err := v.c.insist(ctx, func() error {
 		list, err := v.snapshots(ctx)
-		if isNotFound(err) {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
-		n := 0
 		for _, s := range list {
 			if !ours(s) {
 				continue
 			}
-			n++
-			if attempt == removeTries {
-				continue
-			}
 			yes := true
-			_, last = v.c.run(ctx, "remove snapshot "+s.Name+" of "+v.label(), func(ctx context.Context) (ref, error) {
+			_, err := v.c.run(ctx, "remove snapshot "+s.Name+" of "+v.label(), func(ctx context.Context) (ref, error) {
 				res, err := methods.RemoveSnapshot_Task(ctx, v.c.vim, &types.RemoveSnapshot_Task{This: ref{Type: "VirtualMachineSnapshot", Value: s.ID}, Consolidate: &yes})
 				if err != nil {
 					return ref{}, err
 				}
 				return res.Returnval, nil
 			})
-			if last != nil {
-				v.c.log.Warn("snapshot not removed", "machine", v.label(), "snapshot", s.Name, "error", last)
+			if err != nil && !isNotFound(err) { // gone meanwhile, or an answer was lost: the tree tells
+				return err
 			}
 		}
-		if n == 0 {
-			return nil
+		if list, err = v.snapshots(ctx); err != nil {
+			return err
 		}
-		if attempt == removeTries {
-			if last == nil {
-				last = errors.New("it is still in the tree after it was removed")
-			}
-			return last
+		if i := slices.IndexFunc(list, ours); i >= 0 {
+			return fmt.Errorf("snapshot %s of %s is still in the tree after its removal", list[i].Name, v.label())
 		}
-		if last != nil {
-			if err := sleep(ctx, v.c.s.backoff(attempt)); err != nil {
-				return errors.Join(last, err)
-			}
-		}
+		return nil
+	})
+	if isNotFound(err) {
+		return nil // the machine is gone
 	}
+	return err
 }
 
 // consolidate merges deltas that a removal left behind and reports whether it had to.
-func (v *VM) consolidate(ctx context.Context, phase func(string)) (bool, error) {
-	var last error
-	for attempt := range 3 {
-		vm, err := v.read(ctx, "runtime.consolidationNeeded")
-		if err != nil {
-			return false, err
-		}
-		if !vm.Runtime.ConsolidationNeeded {
-			return attempt > 0, nil
-		}
-		phase("consolidate")
-		_, last = v.c.run(ctx, "consolidate the disks of "+v.label(), func(ctx context.Context) (ref, error) {
-			res, err := methods.ConsolidateVMDisks_Task(ctx, v.c.vim, &types.ConsolidateVMDisks_Task{This: v.ref()})
+func (v *VM) consolidate(ctx context.Context, phase func(string)) (done bool, err error) {
+	err = v.c.insist(ctx, func() error {
+		for range 2 {
+			vm, err := v.read(ctx, "runtime.consolidationNeeded")
 			if err != nil {
-				return ref{}, err
+				return err
 			}
-			return res.Returnval, nil
-		})
-		if last != nil {
-			if err := sleep(ctx, v.c.s.backoff(attempt)); err != nil {
-				return false, errors.Join(last, err)
+			if !vm.Runtime.ConsolidationNeeded {
+				return nil
 			}
+			phase("consolidate")
+			if _, err := v.c.run(ctx, "consolidate the disks of "+v.label(), func(ctx context.Context) (ref, error) {
+				res, err := methods.ConsolidateVMDisks_Task(ctx, v.c.vim, &types.ConsolidateVMDisks_Task{This: v.ref()})
+				if err != nil {
+					return ref{}, err
+				}
+				return res.Returnval, nil
+			}); err != nil {
+				return err
+			}
+			done = true
 		}
-	}
-	vm, err := v.read(ctx, "runtime.consolidationNeeded")
-	if err == nil && !vm.Runtime.ConsolidationNeeded {
-		return true, nil
-	}
-	if last == nil {
-		last = errors.New("it is still needed after it was done")
-	}
-	return false, last
+		return errors.New("it is still needed after it was done")
+	})
+	return done && err == nil, err
 }
