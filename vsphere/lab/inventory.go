@@ -98,7 +98,7 @@ func (s *sim) buildCompute(ctx *simulator.Context, folder *simulator.Folder, inv
 		}
 		cluster := s.reg.Get(res.(*methods.CreateClusterExBody).Res.Returnval).(*simulator.ClusterComputeResource)
 		for range inv.HostsPerCluster {
-			task := cluster.AddHostTask(ctx, &types.AddHost_Task{This: cluster.Self, Spec: name()})
+			task := cluster.AddHostTask(ctx, &types.AddHost_Task{This: cluster.Self, Spec: name(), AsConnected: true})
 			h, fault := s.inner(ctx, task.(*methods.AddHost_TaskBody).Res.Returnval)
 			if fault != nil {
 				return nil, fmt.Errorf("add a host: %s", describe(fault))
