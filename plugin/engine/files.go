@@ -1,0 +1,470 @@
+package engine
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/vddk/mount"
+	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
+)
+
+// guest is the file systems inside a point.
+type guest struct {
+	machine *mount.Machine
+}
+
+// withGuest opens the disks of a point together and finds their volumes.
+func (e *Engine) withGuest(ctx context.Context, req plugin.FileRequest, fn func(*guest) error) error {
+	return e.operate(ctx, "files", nil, func(ctx context.Context, op *operation) error {
+		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
+				point, err := findPoint(ctx, r, req.Point, req.Machine)
+				if err != nil {
+					return err
+				}
+				var disks []mount.Disk
+				for _, d := range point.manifest.Disks {
+					if d.Skipped != "" {
+						continue
+					}
+					rd, err := point.openDisk(ctx, d)
+					if err != nil {
+						return err
+					}
+					disks = append(disks, mount.Disk{Name: d.Name, R: rd, Size: d.Capacity})
+				}
+				return guestFailure(fn(&guest{machine: mount.Open(disks)}))
+			})
+		})
+	})
+}
+
+// guestFailure puts what a guest file system says into the contract's form.
+func guestFailure(err error) error {
+	for _, rule := range []struct {
+		is      error
+		summary string
+		remedy  string
+	}{
+		{fs.ErrNotExist, "no such file in the guest", "list the directory with `vmkeep files ls`"},
+		{guestfs.ErrEncrypted, "the guest encrypted this", "restore the machine and read it there"},
+		{guestfs.ErrUnsupported, "this cannot be read here", "restore the disk, or export it, and mount it where its file system is known"},
+		{guestfs.ErrUnknown, "no known file system", "restore or export the disk instead"},
+		{guestfs.ErrDamaged, "the guest's file system is damaged", "take another point, or restore the disk and repair it with the guest's own tools"},
+		{guestfs.ErrNotDir, "not a directory", "name a directory"},
+		{guestfs.ErrNotRegular, "not a regular file", "only regular files have content"},
+		{guestfs.ErrTooLarge, "more than is read here", "restore the disk instead"},
+	} {
+		var done *plugin.Error
+		if errors.Is(err, rule.is) && !errors.As(err, &done) {
+			return &plugin.Error{Code: plugin.CodeFile, Summary: rule.summary, Detail: err.Error(), Remedy: rule.remedy, Err: err}
+		}
+	}
+	return err
+}
+
+// volume finds a volume by the name vmkeep gives it, its label, its uuid or a device name of the guest.
+func (g *guest) volume(want string) (*mount.Volume, error) {
+	var found []*mount.Volume
+	var names []string
+	for _, v := range g.machine.Volumes() {
+		names = append(names, v.Name)
+		if v.Name == want || v.Label == want && want != "" || strings.EqualFold(v.UUID, want) && want != "" || slices.Contains(v.Paths, want) {
+			found = append(found, v)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, &plugin.Error{Code: plugin.CodeFile, Summary: fmt.Sprintf("the point has no volume %q", want), Object: want, Remedy: "choose among " + strings.Join(names, ", ")}
+	case 1:
+		return found[0], nil
+	}
+	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d volumes are called %q", len(found), want), Object: want, Remedy: "use the volume's name: " + strings.Join(names, ", ")}
+}
+
+// place is a file or directory of a guest.
+type place struct {
+	fs   *guestfs.FS
+	id   guestfs.ID
+	path string // within the volume, "/etc/fstab"
+}
+
+// find resolves a request to a place. Without a volume the path starts at the guest's root file system.
+func (g *guest) find(req plugin.FileRequest) (place, error) {
+	p := place{path: path.Clean("/" + req.Path)}
+	v, err := g.choose(req.Volume, &p.path)
+	if err != nil {
+		return p, err
+	}
+	if p.fs, err = v.Open(); err != nil {
+		return p, err
+	}
+	p.id, err = p.fs.Walk(p.path)
+	if err != nil {
+		return p, fmt.Errorf("%s: %w", p.path, err)
+	}
+	return p, nil
+}
+
+// choose finds the volume of a request; where the guest's own mount table leads to another one, the path is cut.
+func (g *guest) choose(volume string, name *string) (*mount.Volume, error) {
+	if volume != "" {
+		return g.volume(volume)
+	}
+	var readable []*mount.Volume
+	for _, v := range g.machine.Volumes() {
+		if v.Readable() {
+			readable = append(readable, v)
+		}
+	}
+	if len(readable) == 1 {
+		return readable[0], nil
+	}
+	var names []string
+	for _, v := range readable {
+		names = append(names, v.Name)
+	}
+	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: "it is not known on which volume the path is", Object: *name,
+		Remedy: "name the volume: " + strings.Join(names, ", ")}
+}
+
+// ListFiles implements [plugin.Service].
+func (e *Engine) ListFiles(ctx context.Context, req plugin.FileRequest, fn func(plugin.File) error) error {
+	return e.withGuest(ctx, req, func(g *guest) error {
+		if req.Volume == "" && req.Path == "" {
+			return g.volumes(fn)
+		}
+		p, err := g.find(req)
+		if err != nil {
+			return err
+		}
+		return p.walk(ctx, req, func(at place, a guestfs.Attr) error {
+			f, err := at.describe(a)
+			if err != nil {
+				return err
+			}
+			return fn(f)
+		})
+	})
+}
+
+// volumes lists the volumes, readable or not.
+func (g *guest) volumes(fn func(plugin.File) error) error {
+	for _, v := range g.machine.Volumes() {
+		f := plugin.File{Path: v.Name, Type: "volume", Size: v.Size}
+		var notes []string
+		for _, s := range []string{v.Type, v.Label, v.UUID, v.Advice} {
+			if s != "" {
+				notes = append(notes, s)
+			}
+		}
+		if v.Missing != "" {
+			notes = append(notes, "missing: "+v.Missing)
+		}
+		if v.Readable() {
+			if system, err := v.Open(); err != nil {
+				notes = append(notes, err.Error())
+			} else {
+				for _, n := range system.Info().Notes {
+					notes = append(notes, n.Text)
+				}
+			}
+		}
+		f.Note = strings.Join(notes, ", ")
+		if err := fn(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// maxDepth bounds walking a guest's directories, whose loops are the guest's to make.
+const maxDepth = 1024
+
+// walk calls fn for a file, the entries of a directory, or everything below it, by the names that req wants.
+func (p place) walk(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error) error {
+	a, err := p.fs.Stat(p.id)
+	if err != nil {
+		return err
+	}
+	if a.Type != guestfs.Directory {
+		return fn(p, a)
+	}
+	return p.below(ctx, req, fn, map[guestfs.ID]bool{p.id: true})
+}
+
+// below walks a directory. above are the directories it lies in: one of them again is a loop.
+func (p place) below(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error, above map[guestfs.ID]bool) error {
+	if len(above) > maxDepth {
+		return fmt.Errorf("%s: %w: directories are nested more than %d deep", p.path, guestfs.ErrDamaged, maxDepth)
+	}
+	for entry, err := range p.fs.ReadDir(p.id, 0) {
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		at := place{fs: p.fs, id: entry.ID, path: join(p.path, entry.Name)}
+		a, err := p.fs.Stat(entry.ID)
+		if err != nil {
+			return fmt.Errorf("%s: %w", at.path, err)
+		}
+		if wanted(entry.Name, req.Globs) {
+			if err := fn(at, a); err != nil {
+				return err
+			}
+		}
+		if req.Recursive && a.Type == guestfs.Directory && !above[entry.ID] {
+			above[entry.ID] = true
+			err := at.below(ctx, req, fn, above)
+			delete(above, entry.ID)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// join appends a guest's name to a path. Unlike path.Join it leaves the name's bytes alone.
+func join(dir, name string) string {
+	if strings.HasSuffix(dir, "/") {
+		return dir + name
+	}
+	return dir + "/" + name
+}
+
+func wanted(name string, globs []string) bool {
+	return len(globs) == 0 || slices.ContainsFunc(globs, func(g string) bool {
+		ok, _ := path.Match(g, name)
+		return ok
+	})
+}
+
+// describe is a place in the contract's form.
+func (p place) describe(a guestfs.Attr) (plugin.File, error) {
+	f := plugin.File{Path: p.path, Type: typeName(a.Type), Size: a.Size, Mode: a.Mode, UID: a.UID, GID: a.GID, ModTime: a.Mtime, Links: a.Links}
+	var err error
+	if a.Type == guestfs.Symlink {
+		if f.Link, err = p.fs.Readlink(p.id); err != nil {
+			f.Note = err.Error()
+		}
+	}
+	xattrs, err := p.fs.Xattrs(p.id)
+	if err != nil {
+		f.Note = err.Error()
+	}
+	for _, x := range xattrs {
+		f.Xattrs = append(f.Xattrs, x.Name)
+	}
+	streams, err := p.fs.Streams(p.id)
+	if err != nil {
+		f.Note = err.Error()
+	}
+	for _, s := range streams {
+		f.Streams = append(f.Streams, s.Name)
+	}
+	return f, nil
+}
+
+func typeName(t guestfs.Type) string {
+	switch t {
+	case guestfs.Regular:
+		return "file"
+	case guestfs.Directory:
+		return "dir"
+	case guestfs.Symlink:
+		return "symlink"
+	case guestfs.CharDevice:
+		return "chardev"
+	case guestfs.BlockDevice:
+		return "device"
+	case guestfs.FIFO:
+		return "fifo"
+	case guestfs.Socket:
+		return "socket"
+	}
+	return "unknown"
+}
+
+// ReadFile implements [plugin.Service].
+func (e *Engine) ReadFile(ctx context.Context, req plugin.FileRequest, fn func(plugin.Frame) error) error {
+	return e.withGuest(ctx, req, func(g *guest) error {
+		p, err := g.find(req)
+		if err != nil {
+			return err
+		}
+		f, err := p.fs.Open(p.id, req.Stream)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		end := f.Size()
+		if req.Length > 0 {
+			end = req.Offset + req.Length
+		}
+		if req.Offset < 0 || req.Length < 0 || end < req.Offset || end > f.Size() {
+			return invalid("offset", fmt.Sprintf("bytes %d+%d are not all in a file of %d", req.Offset, req.Length, f.Size()), "stay within the file")
+		}
+		runs, err := f.Runs()
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		emit := frames(fn)
+		buf := make([]byte, frameSize)
+		for _, run := range runs {
+			lo, hi := max(run.File.Off, req.Offset), min(run.File.End(), end)
+			if lo >= hi {
+				continue
+			}
+			if run.Kind == guestfs.Zero {
+				if err := emit(lo, hi-lo, nil); err != nil {
+					return err
+				}
+				continue
+			}
+			for off := lo; off < hi; {
+				b := buf[:min(int64(len(buf)), hi-off)]
+				if n, err := f.ReadAt(b, off); n < len(b) {
+					return fmt.Errorf("%s at %d: %w", p.path, off+int64(n), err)
+				}
+				if err := emit(off, int64(len(b)), b); err != nil {
+					return err
+				}
+				off += int64(len(b))
+			}
+		}
+		return nil
+	})
+}
+
+// TarFiles implements [plugin.Service].
+func (e *Engine) TarFiles(ctx context.Context, req plugin.FileRequest, fn func([]byte) error) error {
+	return e.withGuest(ctx, req, func(g *guest) error {
+		p, err := g.find(req)
+		if err != nil {
+			return err
+		}
+		out := &pieces{emit: fn}
+		archive := &archiver{w: tar.NewWriter(out), base: path.Dir(p.path), seen: map[guestfs.ID]string{}}
+		req.Recursive = true
+		if a, err := p.fs.Stat(p.id); err != nil {
+			return err
+		} else if a.Type == guestfs.Directory && p.path != "/" && len(req.Globs) == 0 {
+			if err := archive.add(p, a); err != nil {
+				return err
+			}
+		}
+		if err := p.walk(ctx, req, archive.add); err != nil {
+			return err
+		}
+		if err := archive.w.Close(); err != nil {
+			return err
+		}
+		return out.flush()
+	})
+}
+
+// archiver writes guest files to a tar archive in the PAX format, with owners, times, links and extended attributes.
+type archiver struct {
+	w    *tar.Writer
+	base string // names in the archive are relative to it
+	seen map[guestfs.ID]string
+}
+
+func (t *archiver) add(p place, a guestfs.Attr) error {
+	h := &tar.Header{Format: tar.FormatPAX, Name: strings.TrimPrefix(strings.TrimPrefix(p.path, t.base), "/"), Mode: int64(a.Mode), Uid: int(a.UID), Gid: int(a.GID),
+		ModTime: a.Mtime, PAXRecords: map[string]string{}}
+	if a.Mtime.IsZero() {
+		h.ModTime = time.Unix(0, 0)
+	}
+	var content guestfs.File
+	var err error
+	switch a.Type {
+	case guestfs.Directory:
+		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
+	case guestfs.Regular:
+		if first, ok := t.seen[p.id]; ok && a.Links > 1 {
+			h.Typeflag, h.Linkname = tar.TypeLink, first
+			break
+		}
+		t.seen[p.id] = h.Name
+		h.Typeflag, h.Size = tar.TypeReg, a.Size
+		if content, err = p.fs.Open(p.id, ""); err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		h.Size = content.Size()
+	case guestfs.Symlink:
+		h.Typeflag = tar.TypeSymlink
+		if h.Linkname, err = p.fs.Readlink(p.id); err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+	case guestfs.FIFO:
+		h.Typeflag = tar.TypeFifo
+	case guestfs.CharDevice:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(a.Major), int64(a.Minor)
+	case guestfs.BlockDevice:
+		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeBlock, int64(a.Major), int64(a.Minor)
+	default:
+		return nil // sockets and reparse points have no place in an archive
+	}
+	xattrs, err := p.fs.Xattrs(p.id)
+	if err != nil {
+		return fmt.Errorf("%s: %w", p.path, err)
+	}
+	for _, x := range xattrs {
+		h.PAXRecords["SCHILY.xattr."+x.Name] = string(x.Value)
+	}
+	if err := t.w.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", p.path, err)
+	}
+	if content != nil {
+		if _, err := io.Copy(t.w, guestfs.NewReader(content)); err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+	}
+	return nil
+}
+
+// pieces hands out what is written in pieces of frameSize.
+type pieces struct {
+	emit func([]byte) error
+	buf  []byte
+}
+
+func (w *pieces) Write(p []byte) (int, error) {
+	n := len(p)
+	for len(p) > 0 {
+		if w.buf == nil {
+			w.buf = make([]byte, 0, frameSize)
+		}
+		k := min(len(p), frameSize-len(w.buf))
+		w.buf = append(w.buf, p[:k]...)
+		p = p[k:]
+		if len(w.buf) == frameSize {
+			if err := w.flush(); err != nil {
+				return 0, err
+			}
+		}
+	}
+	return n, nil
+}
+
+func (w *pieces) flush() error {
+	if len(w.buf) == 0 {
+		return nil
+	}
+	err := w.emit(w.buf)
+	w.buf = w.buf[:0]
+	return err
+}
