@@ -166,7 +166,11 @@ func (a *app) note(format string, args ...any) {
 // terminal reports whether standard error, where progress goes, is a terminal.
 func (a *app) terminal() bool {
 	f, ok := a.stderr.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && a.env.getenv("TERM") != "dumb"
+	if !ok || a.env.getenv("TERM") == "dumb" {
+		return false
+	}
+	_, rows, err := term.GetSize(int(f.Fd()))
+	return err == nil && rows > 0
 }
 
 // options gathers all settings for a command.
@@ -248,7 +252,7 @@ func (a *app) withPlugin(cmd *cobra.Command, fn func(ctx context.Context, s sess
 	if err != nil {
 		return err
 	}
-	level := hclog.Off
+	level := hclog.Error // what nobody would otherwise learn, as the end of the plugin process
 	switch {
 	case a.verbose == 1:
 		level = hclog.Info

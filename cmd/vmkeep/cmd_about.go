@@ -1,9 +1,12 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/cobra/doc"
@@ -85,6 +88,32 @@ func (a *app) versionCommand() *cobra.Command {
 				return nil
 			}
 			fmt.Fprintf(a.stdout, "vmkeep %s (%s, plugin protocol %s)\n", v.Version, v.Platform, v.Protocol)
+			return nil
+		}}
+}
+
+func (a *app) labCommand() *cobra.Command {
+	return &cobra.Command{Use: "lab [FLAG...]", Short: "Run an embedded vSphere to try things on (vmkeep-lab)",
+		Long: `Run vmkeep-lab: an embedded vSphere whose machines have disks with content. It prints variables for a shell and
+serves until it is interrupted. "vmkeep lab --help" tells its flags.`,
+		Example:            "  vmkeep lab --machines 2 --size 1G\n  vmkeep lab --disk web=disk.img",
+		DisableFlagParsing: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := beside("vmkeep-lab")
+			if err != nil {
+				return err
+			}
+			lab := exec.Command(path, args...)
+			lab.Stdin, lab.Stdout, lab.Stderr = a.stdin, a.stdout, a.stderr
+			if err := lab.Start(); err != nil {
+				return outputError(err)
+			}
+			// Ctrl-C at a terminal reaches the lab by itself; SIGTERM to vmkeep alone does not.
+			stop := context.AfterFunc(cmd.Context(), func() { lab.Process.Signal(syscall.SIGTERM) })
+			defer stop()
+			if err := lab.Wait(); err != nil {
+				return partial{exitFailure} // it has said why
+			}
 			return nil
 		}}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -318,7 +319,7 @@ func writePoints(w io.Writer, points []plugin.Point) {
 	}
 	g := grid{head: []string{"POINT", "TIME", "MACHINE", "CONSISTENCY", ">SIZE", ">STORED", "TAGS"}}
 	for _, p := range points {
-		tags := strings.Join(p.Tags, ",")
+		tags := strings.Join(chosenTags(p.Tags), ",")
 		if p.Damage != "" {
 			tags = strings.TrimSpace(tags + " DAMAGED: " + p.Damage)
 		}
@@ -328,6 +329,18 @@ func writePoints(w io.Writer, points []plugin.Point) {
 		}
 	}
 	g.write(w)
+}
+
+// chosenTags are the tags that people gave: vmkeep's own tell restic users what the other columns tell here.
+func chosenTags(all []string) []string {
+	var chosen []string
+	for _, tag := range all {
+		name, _, _ := strings.Cut(tag, "=")
+		if !slices.Contains([]string{"vmkeep", "vm", "vc", "app", "fs", "crash", "off"}, name) {
+			chosen = append(chosen, tag)
+		}
+	}
+	return chosen
 }
 
 // parseTime reads a point in time as people give it: a date, a time, RFC 3339, or a duration back from now. "" is

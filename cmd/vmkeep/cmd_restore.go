@@ -76,12 +76,10 @@ func (a *app) restoreCommand() *cobra.Command {
 			began := time.Now()
 			report, err := s.Restore(ctx, r, w.emit)
 			w.finish()
-			if err == nil || report.Operation != "" {
-				a.writeRestore(report, time.Since(began))
-			}
 			if err != nil {
 				return err
 			}
+			a.writeRestore(report, time.Since(began))
 			for _, d := range report.Disks {
 				if len(d.Lost) > 0 {
 					return partial{exitPartial}

@@ -107,7 +107,7 @@ func quote(s string) string {
 // snake spells InstanceUUID as instance_uuid.
 func snake(name string) string {
 	var b strings.Builder
-	r := []rune(strings.NewReplacer("VCenter", "Vcenter", "VSphere", "Vsphere", "IDs", "Ids").Replace(name))
+	r := []rune(strings.NewReplacer("VCenter", "Vcenter", "VSphere", "Vsphere", "IDs", "Ids", "BIOSUUID", "BiosUUID").Replace(name))
 	for i, c := range r {
 		if unicode.IsUpper(c) && i > 0 && (!unicode.IsUpper(r[i-1]) || i+1 < len(r) && unicode.IsLower(r[i+1])) {
 			b.WriteByte('_')

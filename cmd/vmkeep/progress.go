@@ -96,7 +96,7 @@ func describe(e plugin.Event) []string {
 	case e.Progress != nil:
 		line := fmt.Sprintf("%s%s %s of %s", where, e.Phase, size(e.Progress.Done), size(e.Progress.Total))
 		if e.Progress.ETA > 0 {
-			line += ", " + elapsed(e.Progress.ETA) + " left"
+			line += ", " + elapsed(e.Progress.ETA.Round(time.Second)) + " left"
 		}
 		return []string{line}
 	case e.Diagnostic != nil:
@@ -193,7 +193,7 @@ func (b *bars) update(e plugin.Event) {
 				decor.Any(func(decor.Statistics) string { return fmt.Sprintf("%12s/s", size(int64(x.now.Load().rate))) }, decor.WCSyncSpace),
 				decor.Any(func(decor.Statistics) string {
 					if eta := x.now.Load().ETA; eta > 0 {
-						return elapsed(eta) + " left"
+						return elapsed(max(eta.Round(time.Second), time.Second)) + " left"
 					}
 					return ""
 				}, decor.WCSyncSpace)))

@@ -213,7 +213,16 @@ func findPlugin(o options) (string, error) {
 	if o.plugin != "" {
 		return o.plugin, nil
 	}
-	name := "vmkeep-plugin"
+	path, err := beside("vmkeep-plugin")
+	if err != nil {
+		err.(*plugin.Error).Remedy = "install it there, or name it with --plugin or VMKEEP_PLUGIN"
+	}
+	return path, err
+}
+
+// beside finds another program of vmkeep: next to this one, then on PATH. The error is a [*plugin.Error].
+func beside(program string) (string, error) {
+	name := program
 	if runtime.GOOS == "windows" {
 		name += ".exe"
 	}
@@ -228,8 +237,8 @@ func findPlugin(o options) (string, error) {
 	if path, err := exec.LookPath(name); err == nil {
 		return path, nil
 	}
-	return "", &plugin.Error{Code: plugin.CodeFile, Summary: "cannot find the program vmkeep-plugin", Detail: "it is neither next to vmkeep nor on PATH",
-		Remedy: "install it there, or name it with --plugin or VMKEEP_PLUGIN"}
+	return "", &plugin.Error{Code: plugin.CodeFile, Summary: "cannot find the program " + program, Detail: "it is neither next to vmkeep nor on PATH",
+		Remedy: "install it there"}
 }
 
 // collect gathers settings from their sources in order of precedence; flags holds those that were given.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -57,6 +58,14 @@ reads as well. Every point restores on its own; there are no chains.`,
 			f.StringP(s.flag, s.short, "", doc)
 		}
 	}
+	root.SetUsageTemplate(strings.NewReplacer(
+		// The general flags are many and the same everywhere; once is enough.
+		`{{if .HasAvailableInheritedFlags}}
+
+Global Flags:
+{{.InheritedFlags.FlagUsages | trimTrailingWhitespaces}}{{end}}`, `{{if .HasAvailableInheritedFlags}}
+
+General flags, which all commands have: see "vmkeep --help".{{end}}`).Replace(root.UsageTemplate()))
 	root.AddGroup(&cobra.Group{ID: "daily", Title: "Daily work:"}, &cobra.Group{ID: "care", Title: "Care:"}, &cobra.Group{ID: "about", Title: "About vmkeep:"})
 	root.SetHelpCommandGroupID("about")
 	root.SetCompletionCommandGroupID("about")
@@ -68,7 +77,7 @@ reads as well. Every point restores on its own; there are no chains.`,
 	}
 	group("daily", a.initCommand(), a.machinesCommand(), a.backupCommand(), a.pointsCommand(), a.restoreCommand(), a.filesCommand(), a.catCommand())
 	group("care", a.checkCommand(), a.verifyCommand(), a.forgetCommand(), a.pruneCommand(), a.recoverCommand(), a.doctorCommand())
-	group("about", a.envCommand(), a.versionCommand(), a.manCommand())
+	group("about", a.labCommand(), a.envCommand(), a.versionCommand(), a.manCommand())
 	root.AddCommand(topics()...)
 	return root
 }

@@ -31,12 +31,12 @@ func parseSize(s string) (int64, error) {
 	return int64(n * float64(int64(1)<<shift)), nil
 }
 
-// elapsed spells a duration as people say it: "0.4s", "12s", "3m20s", "2h05m".
+// elapsed spells a duration as people say it: "0.4s", "5s", "12s", "3m20s", "2h05m".
 func elapsed(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-"
-	case d < 10*time.Second:
+	case d < 10*time.Second && d%time.Second != 0:
 		return fmt.Sprintf("%.1fs", d.Seconds())
 	case d < time.Minute:
 		return fmt.Sprintf("%ds", int(d.Seconds()))
