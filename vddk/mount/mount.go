@@ -263,6 +263,8 @@ func (v *Volume) Readable() bool { return v.format != nil && v.format.Open != ni
 func (v *Volume) Open() (*guestfs.FS, error) {
 	v.once.Do(func() {
 		switch {
+		case v.format == nil && v.Missing != "":
+			v.err = fmt.Errorf("volume %s is incomplete: %s: %w", v.Name, v.Missing, device.ErrMissing)
 		case v.format == nil && v.Type == "":
 			v.err = fmt.Errorf("volume %s: %w: restore or export the disk instead", v.Name, guestfs.ErrUnknown)
 		case v.Advice != "":
