@@ -80,10 +80,13 @@ func lost(err error) error {
 func (t *Transport) walk(ctx context.Context, raw net.Conn, k Ticket, random bool) (_ *line, stage string, err error) {
 	stage = "greeting"
 	hello, err := wire.ReadLine(raw)
-	if err != nil {
+	if err != nil && !errors.Is(err, wire.ErrLine) {
 		return nil, stage, err
 	}
-	greeting, err := wire.ParseGreeting(hello)
+	var greeting wire.Greeting
+	if err == nil {
+		greeting, err = wire.ParseGreeting(hello)
+	}
 	if err != nil {
 		return nil, stage, fmt.Errorf("%w: %w: another service listens there", ErrProtocol, err)
 	}

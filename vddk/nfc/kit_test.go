@@ -3,6 +3,7 @@ package nfc_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -30,6 +31,7 @@ type kit struct {
 	nfc     *nfc.Transport
 
 	mu      sync.Mutex
+	news    *sync.Cond
 	log     bytes.Buffer
 	tickets []nfc.Ticket
 	write   bool
@@ -39,13 +41,24 @@ type kit struct {
 func (k *kit) Write(p []byte) (int, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	defer k.news.Broadcast()
 	return k.log.Write(p)
+}
+
+// await waits until something was logged.
+func (k *kit) await(s string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for !strings.Contains(k.log.String(), s) {
+		k.news.Wait()
+	}
 }
 
 // start makes a kit; at the end of the test every client must have left as it should, and no secret be logged.
 func start(t testing.TB, mode nfc.Mode, size int) *kit {
 	t.Helper()
 	k := &kit{t: t, store: &nfctest.Memory{}}
+	k.news = sync.NewCond(&k.mu)
 	k.disk = k.store.Add(path, int64(size))
 	k.content = make([]byte, size)
 	fill(k.content)
@@ -54,9 +67,7 @@ func start(t testing.TB, mode nfc.Mode, size int) *kit {
 	}
 	var err error
 	k.Server, err = nfctest.Start(nfctest.Config{Store: k.store, Events: func(e nfctest.Event) {
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.log.WriteString(e.String() + "\n")
+		fmt.Fprintln(k, e)
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -119,7 +119,7 @@ func (c *conn) greet() error {
 	case Overlong:
 		line = head + strings.Repeat(", more supported", 100)
 	case Silent:
-		<-c.ctx.Done()
+		io.Copy(io.Discard, c.raw) // until the client has had enough
 		return errors.New("silent")
 	}
 	_, err := io.WriteString(c.raw, line+"\r\n")
