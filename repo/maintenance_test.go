@@ -67,16 +67,6 @@ func TestPruneFreesWhatForgottenSnapshotsNeeded(t *testing.T) {
 	}
 }
 
-func mustOpen(t *testing.T, be backend.Backend) *Repository {
-	t.Helper()
-	r, err := Open(t.Context(), be, OpenOptions{Password: "correct horse battery staple"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = r.Close() })
-	return r
-}
-
 func TestPruneRespectsItsLimits(t *testing.T) {
 	be := backendtest.NewMemory()
 	r := create(t, be)
