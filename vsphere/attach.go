@@ -239,6 +239,10 @@ func (e entry) foreign(d Disk) bool { return slices.Contains(e.Before, d.Path) }
 // undoDisk takes an attached disk back: by its path when that is known, else by the place that was free before. A
 // machine that is gone has no disk.
 func (v *VM) undoDisk(ctx context.Context, e entry) error {
+	return v.c.insist(ctx, func() error { return v.undoDiskOnce(ctx, e) })
+}
+
+func (v *VM) undoDiskOnce(ctx context.Context, e entry) error {
 	devices, err := v.hardwareNow(ctx)
 	if isNotFound(err) {
 		return nil

@@ -47,8 +47,14 @@ func (v *VM) WithRelocationDisabled(ctx context.Context, op *Operation, fn func(
 
 // enableMethods undoes WithRelocationDisabled. Methods that are enabled already, and machines that are gone, are fine.
 func (v *VM) enableMethods(ctx context.Context, operation string) error {
-	err := object.NewAuthorizationManager(v.c.vim).EnableMethods(ctx, []ref{v.ref()}, []string{relocation}, methodSource(operation))
-	if err == nil || isNotFound(err) || isUnsupported(err) || errors.Is(err, ErrPermission) {
+	err := v.c.insist(ctx, func() error {
+		err := object.NewAuthorizationManager(v.c.vim).EnableMethods(ctx, []ref{v.ref()}, []string{relocation}, methodSource(operation))
+		if isUnsupported(err) {
+			return nil
+		}
+		return err
+	})
+	if err == nil || isNotFound(err) || errors.Is(err, ErrPermission) {
 		// Without the privilege to enable there was none to disable.
 		return nil
 	}

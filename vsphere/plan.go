@@ -570,6 +570,10 @@ func (m *making) create(ctx context.Context, spec types.VirtualMachineConfigSpec
 
 // destroy removes what was made: vm, or what a lost answer left.
 func (m *making) destroy(ctx context.Context, vm *VM) error {
+	return m.c.insist(ctx, func() error { return m.destroyOnce(ctx, vm) })
+}
+
+func (m *making) destroyOnce(ctx context.Context, vm *VM) error {
 	if vm != nil {
 		if err := vm.PowerOff(ctx); err != nil && !isNotFound(err) {
 			return err
@@ -577,7 +581,8 @@ func (m *making) destroy(ctx context.Context, vm *VM) error {
 		return vm.Destroy(ctx)
 	}
 	if m.task.Value != "" {
-		if _, err := m.c.wait(ctx, m.task); err != nil && ctx.Err() != nil {
+		var ended faultError
+		if _, err := m.c.wait(ctx, m.task); err != nil && !errors.As(err, &ended) && !isNotFound(err) {
 			return err
 		}
 	} else if !m.unknown {

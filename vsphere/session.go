@@ -86,10 +86,12 @@ func methodName(req soap.HasFault) string {
 	return strings.ToUpper(t.Name()[:1]) + strings.TrimSuffix(t.Name()[1:], "Body")
 }
 
-// repeatable calls leave nothing behind, or nothing worse, when they are executed twice because the first answer was lost.
+// repeatable calls leave nothing behind, or nothing worse, when they are executed twice because the first answer was
+// lost. A removal or a power operation that was done already fails with a fault that its caller understands.
 func repeatable(method string) bool {
 	for _, prefix := range []string{"Retrieve", "Query", "Find", "Has", "Fetch", "Current", "Nfc", "Login", "Logout",
-		"CreateContainerView", "DestroyView", "EnableMethods", "DisableMethods", "SearchDatastore"} {
+		"CreateContainerView", "DestroyView", "EnableMethods", "DisableMethods", "SearchDatastore",
+		"RemoveSnapshot_Task", "ConsolidateVMDisks_Task", "Destroy_Task", "PowerOnVM_Task", "PowerOffVM_Task"} {
 		if strings.HasPrefix(method, prefix) {
 			return true
 		}
