@@ -15,6 +15,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/plugin/engine"
+	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
@@ -29,7 +30,7 @@ type rig struct {
 	events []plugin.Event
 }
 
-const password = "rig"
+const password = peers.Password
 
 // eachWay runs a test with the engine in the same process, and again behind the plugin process.
 func eachWay(t *testing.T, opt lab.Options, fn func(t *testing.T, r *rig)) {
