@@ -142,6 +142,10 @@ func (o *options) validate() error {
 	return nil
 }
 
+// nagiosPatience is how long a store may be out of reach: monitoring gives its plugins a minute, as a rule, and asks
+// again.
+const nagiosPatience = 30 * time.Second
+
 // settings gathers what the store needs.
 func (p *program) settings(o *options) (location.Settings, error) {
 	s := location.Settings{
@@ -162,6 +166,9 @@ func (p *program) settings(o *options) (location.Settings, error) {
 			return s, fmt.Errorf("-o %s: want key=value", key)
 		}
 		s.Options[key] = value
+	}
+	if o.nagios {
+		s.Retry.Budget = nagiosPatience
 	}
 	if !o.quiet && !o.nagios && !o.json {
 		s.Retry.Notify = func(what string, err error, pause time.Duration) {

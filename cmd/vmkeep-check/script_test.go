@@ -19,6 +19,7 @@ import (
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
 	"github.com/vmkeep/vmkeep/repo/backend/local"
+	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
 func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"vmkeep-check": main}) }
@@ -26,13 +27,14 @@ func TestMain(m *testing.M) { testscript.Main(m, map[string]func(){"vmkeep-check
 // Scripts run the program against repositories that the real restic makes. Beside testscript's commands they have
 //
 //	restic ARGS            the real restic
+//	init DIR               a new repository whose key costs no time
 //	exits CODE CMD ARGS    runs CMD and wants that exit code
 //	flip FILE OFFSET       flips the bits of a byte; of the largest that match the pattern FILE
 //	lose FILE              removes the largest file that matches
 //	lock DIR               holds an exclusive lock on a repository until the script ends
 //	json FILE              wants every line of a file (or stdout) to be a JSON object with message_type
 func TestScripts(t *testing.T) {
-	restic := peers.Binary(t, "restic")
+	resticBinary := peers.Binary(t, "restic")
 	rest := peers.RestServer(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -49,9 +51,16 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"restic": func(ts *testscript.TestScript, neg bool, args []string) {
-				if err := ts.Exec(restic, args...); (err != nil) != neg {
+				if err := ts.Exec(resticBinary, args...); (err != nil) != neg {
 					ts.Fatalf("restic: %v", err)
 				}
+			},
+			"init": func(ts *testscript.TestScript, _ bool, args []string) {
+				store, err := local.Create(ts.MkAbs(args[0]), 0)
+				ts.Check(err)
+				r, err := repo.Init(context.Background(), store, repo.InitOptions{Password: peers.Password, KeyTime: time.Nanosecond})
+				ts.Check(err)
+				ts.Check(errors.Join(r.Close(), store.Close()))
 			},
 			"exits": func(ts *testscript.TestScript, _ bool, args []string) {
 				want, err := strconv.Atoi(args[0])
@@ -158,7 +167,52 @@ func TestDailyPartsCoverEverythingInAnyRowOfDays(t *testing.T) {
 	}
 }
 
-// program with a terminal and a clock of its own.
+func TestDailyRunsReadEveryPackOnce(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "repo")
+	store, err := local.Create(dir, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := repo.Init(t.Context(), store, repo.InitOptions{Password: peers.Password, KeyTime: time.Nanosecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const packs = 12
+	for i := range packs {
+		_, err := r.Commit(t.Context(), func(_ context.Context, w *repo.Writer) (*restic.Snapshot, error) {
+			return nil, w.Content().Append([]byte{byte(i), 1, 2, 3})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(r.Close(), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	const days = 5
+	read := 0
+	for day := range days {
+		p, stdout, stderr := testProgram(t, map[string]string{"RESTIC_PASSWORD": peers.Password})
+		p.now = func() time.Time { return time.Date(2026, 12, 30+day, 4, 0, 0, 0, time.UTC) }
+		if code := p.run(t.Context(), []string{"-r", dir, "--json", "--daily", strconv.Itoa(days)}); code != 0 {
+			t.Fatalf("exit code %d: %s", code, stderr)
+		}
+		lines := strings.Split(strings.TrimSpace(stdout.String()), "\n")
+		var summary verdict
+		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &summary); err != nil {
+			t.Fatal(err)
+		}
+		if summary.Verified.Packs != packs || summary.Verified.DailyOf != days {
+			t.Errorf("summary is %+v", summary)
+		}
+		read += summary.Verified.PacksRead
+	}
+	if read != packs {
+		t.Errorf("%d days read %d of %d packs", days, read, packs)
+	}
+}
+
+// testProgram is a program with a terminal.
 func testProgram(t *testing.T, env map[string]string) (*program, *bytes.Buffer, *bytes.Buffer) {
 	t.Helper()
 	var stdout, stderr bytes.Buffer

@@ -14,14 +14,6 @@ import (
 	"github.com/vmkeep/vmkeep/repo/backend/location"
 )
 
-// firstSet takes a flag before its variable.
-func (p *program) firstSet(flag, variable string) string {
-	if flag != "" {
-		return flag
-	}
-	return p.lookup(variable)
-}
-
 // location finds out where the repository is. Flags come before variables, as a pair.
 func (p *program) location(o *options) (location.Location, error) {
 	text, file := o.repository, o.repositoryFile

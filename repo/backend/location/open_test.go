@@ -158,6 +158,7 @@ func read(t *testing.T, b backend.Backend, h backend.Handle) []byte {
 func TestOpensWhatResticMade(t *testing.T) {
 	for name, place := range places {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := place(t)
 			restic019 := peers.Restic(t, p)
 			restic019.Run("init")
@@ -199,6 +200,7 @@ func TestOpensWhatResticMade(t *testing.T) {
 func TestCreatesWhereNothingIs(t *testing.T) {
 	for name, place := range places {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			p := place(t)
 			l := parse(t, p.Location)
 			// Stores that can tell say at once that there is nothing; with the others loading config does.

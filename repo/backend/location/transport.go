@@ -47,7 +47,8 @@ func (o opener) transport() (*http.Transport, error) {
 	}, nil
 }
 
-// stallConn fails when nothing moves for stallTimeout.
+// stallConn fails when nothing moves for stallTimeout, in neither direction: while a request is sent, its answer
+// is waited for already.
 type stallConn struct{ net.Conn }
 
 func (c stallConn) Read(p []byte) (int, error) {
@@ -57,11 +58,21 @@ func (c stallConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-func (c stallConn) Write(p []byte) (int, error) {
-	if err := c.SetWriteDeadline(time.Now().Add(stallTimeout)); err != nil {
-		return 0, err
+// stallPiece is what a connection must carry within stallTimeout to count as moving. Requests come in one piece,
+// and a pack may take longer than that on a thin line.
+const stallPiece = 256 << 10
+
+func (c stallConn) Write(p []byte) (written int, err error) {
+	for {
+		if err := c.SetDeadline(time.Now().Add(stallTimeout)); err != nil {
+			return written, err
+		}
+		n, err := c.Conn.Write(p[:min(len(p), stallPiece)])
+		written += n
+		if p = p[n:]; err != nil || len(p) == 0 {
+			return written, err
+		}
 	}
-	return c.Conn.Write(p)
 }
 
 func (o opener) tlsConfig() (*tls.Config, error) {

@@ -173,6 +173,38 @@ func TestListingThatIsCutOffIsAnError(t *testing.T) {
 	}
 }
 
+func TestListingOfALieAsLongAsTheMemoryIsRefused(t *testing.T) {
+	for _, head := range []string{`["`, `[{"name":"`, `[{"`, `[                                     {"x":"`} {
+		b := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/vnd.x.restic.rest.v2")
+			_, _ = io.WriteString(w, head)
+			for range 16 << 10 {
+				if _, err := w.Write(bytes.Repeat([]byte("a"), 1<<10)); err != nil {
+					return
+				}
+			}
+		})
+		err := b.List(t.Context(), restic.PackFile, func(backend.FileInfo) error { return nil })
+		if !errors.Is(err, backend.ErrPermanent) || !strings.Contains(err.Error(), "more than") {
+			t.Errorf("%s...: %v", head, err)
+		}
+	}
+	// A long listing of short items is fine.
+	names := 0
+	b := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/vnd.x.restic.rest.v2")
+		sep := "["
+		for i := range 30_000 {
+			fmt.Fprintf(w, `%s{"name":"%064x","size":1}`, sep, i)
+			sep = ","
+		}
+		_, _ = io.WriteString(w, "]")
+	})
+	if err := b.List(t.Context(), restic.PackFile, func(backend.FileInfo) error { names++; return nil }); err != nil || names != 30_000 {
+		t.Errorf("%d names, %v", names, err)
+	}
+}
+
 // A server that writes in place leaves half a file when an upload breaks. The half must go, or the name is lost.
 func TestHalfAnUploadIsDroppedAndSavedAgain(t *testing.T) {
 	data := backendtest.Bytes(5000)

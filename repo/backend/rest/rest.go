@@ -451,7 +451,8 @@ func (b *Backend) listV1(ctx context.Context, t restic.FileType, body io.Reader,
 
 // decodeArray calls item for each element of a JSON array. null is an empty array: some servers say so.
 func decodeArray(ctx context.Context, body io.Reader, item func(*json.Decoder) error) error {
-	dec := json.NewDecoder(body)
+	quota := &quotaReader{body, itemLimit}
+	dec := json.NewDecoder(quota)
 	switch first, err := dec.Token(); {
 	case err != nil:
 		return fmt.Errorf("answer is no listing: %w", err)
@@ -464,12 +465,31 @@ func decodeArray(ctx context.Context, body io.Reader, item func(*json.Decoder) e
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
+		quota.left = itemLimit
 		if err := item(dec); err != nil {
 			return err
 		}
 	}
 	_, err := dec.Token() // the end must be there, or the listing was cut off
 	return err
+}
+
+// itemLimit is far beyond any honest item of a listing, in bytes; a hostile one would fill the memory.
+const itemLimit = 1 << 20
+
+// quotaReader fails when more than left bytes are read of it before somebody raises left again.
+type quotaReader struct {
+	r    io.Reader
+	left int
+}
+
+func (q *quotaReader) Read(p []byte) (int, error) {
+	if q.left <= 0 {
+		return 0, backend.Permanent(fmt.Errorf("listing has an item of more than %d bytes", itemLimit))
+	}
+	n, err := q.r.Read(p[:min(len(p), q.left)])
+	q.left -= n
+	return n, err
 }
 
 // Remove deletes a file. Append-only servers refuse that, except for locks.

@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package peers starts the real programs that vmkeep's repositories have to work with, for tests: rest-server,
 // rclone, versitygw (S3), OpenSSH's sshd, and restic itself.
 //

@@ -1,3 +1,5 @@
+//go:build unix
+
 package peers_test
 
 import (
@@ -20,6 +22,7 @@ func TestResticWorksOnEveryPeer(t *testing.T) {
 		"sftp":        peers.SFTP,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			restic := peers.Restic(t, start(t))
 			dir := t.TempDir()
 			if err := os.WriteFile(filepath.Join(dir, "hello"), []byte("world"), 0o600); err != nil {

@@ -1,0 +1,158 @@
+package processes_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"testing"
+
+	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
+)
+
+const (
+	writers = 8
+	rounds  = 3
+)
+
+// chunksOf is what a writer stores in a round: half its own, half what all writers store at the same time.
+func chunksOf(writer, round int) [][]byte {
+	return append(content(byte(1+writer*rounds+round), 6, 300_000), content(byte(200+round), 6, 300_000)...)
+}
+
+// writeJob waits until its standard input ends, then commits a snapshot in each round.
+func writeJob(ctx context.Context, argument string) (err error) {
+	writer, err := strconv.Atoi(argument)
+	if err != nil {
+		return err
+	}
+	r, err := openHere(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if closeErr := r.Close(); err == nil {
+			err = closeErr
+		}
+	}()
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	for round := range rounds {
+		if _, err := back(ctx, r.Repository, fmt.Sprintf("writer-%d-%d", writer, round), chunksOf(writer, round)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runWriters has all writers begin at once and waits for them.
+func runWriters(t *testing.T, p peers.Peer) {
+	t.Helper()
+	type child struct {
+		*exec.Cmd
+		in  io.Closer
+		out *bytes.Buffer
+	}
+	var children []child
+	for writer := range writers {
+		cmd := start(t, p, "write", strconv.Itoa(writer))
+		in, err := cmd.StdinPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := child{cmd, in, &bytes.Buffer{}}
+		cmd.Stdout, cmd.Stderr = c.out, c.out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		children = append(children, c)
+	}
+	for _, c := range children {
+		if err := c.in.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for i, c := range children {
+		if err := c.Wait(); err != nil {
+			t.Errorf("writer %d: %v\n%s", i, err, c.out)
+		}
+	}
+}
+
+// Eight processes write one repository on S3 at once: each snapshot is there once and whole, and restic agrees.
+func TestManyWritersOfOneS3RepositoryLoseAndDoubleNothing(t *testing.T) {
+	p := peers.S3(t)
+	initPeer(t, p)
+	runWriters(t, p)
+	if t.Failed() {
+		t.FailNow()
+	}
+
+	r := openPeer(t, p)
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	want := map[string][2]int{}
+	for writer := range writers {
+		for round := range rounds {
+			want[fmt.Sprintf("writer-%d-%d", writer, round)] = [2]int{writer, round}
+		}
+	}
+	for _, s := range snapshots(t, r.Repository) {
+		who, ok := want[s.Hostname]
+		if !ok {
+			t.Errorf("snapshot %s of %s is there twice, or nobody's", s.ID.Short(), s.Hostname)
+			continue
+		}
+		delete(want, s.Hostname)
+		if err := holds(t.Context(), r.Repository, s, chunksOf(who[0], who[1])); err != nil {
+			t.Errorf("%s: %v", s.Hostname, err)
+		}
+	}
+	if len(want) > 0 {
+		t.Errorf("lost: %v", want)
+	}
+	before := wantSound(t, r.Repository)
+	if locks, err := r.Locks(t.Context()); err != nil || len(locks) > 0 {
+		t.Errorf("locks left: %v, %v", locks, err)
+	}
+
+	// What several stored in the same instant may lie in several packs, as with restic; what is there is never
+	// stored again, and prune leaves one copy.
+	const distinct = writers*rounds*6 + rounds*6
+	plan, err := r.Prune(t.Context(), repo.PruneOptions{DryRun: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d snapshots, %d packs, %d distinct chunks, %d copies of chunks stored in the same instant", writers*rounds, before.Packs, distinct, plan.DuplicateBlobs)
+	again := openPeer(t, p)
+	runWriters(t, p)
+	if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+	r2 := openPeer(t, p)
+	defer func() {
+		if err := r2.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	plan2, err := r2.Prune(t.Context(), repo.PruneOptions{DryRun: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if plan2.DuplicateBlobs > plan.DuplicateBlobs {
+		t.Errorf("writing the same again doubled %d chunks", plan2.DuplicateBlobs-plan.DuplicateBlobs)
+	}
+	if _, err := r2.Prune(t.Context(), repo.PruneOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	wantSound(t, r2.Repository)
+	peers.Restic(t, p).Run("check", "--read-data")
+}
