@@ -175,14 +175,14 @@ func (s *session) io(in *bufio.Reader, h wire.Header, p []byte) error {
 		if _, err := in.Discard(int(f.WireLen)); err != nil {
 			return err
 		}
-		s.received(o)
+		s.received(o, f)
 	case f.Compression == wire.None:
 		_, err := io.ReadFull(in, dst)
 		if err != nil { // what came is not to be counted
 			s.filled(o, 0, lost(err))
 			return err
 		}
-		s.received(o)
+		s.received(o, f)
 		s.filled(o, len(dst), nil)
 	default:
 		if s.tasks == nil {
@@ -197,12 +197,9 @@ func (s *session) io(in *bufio.Reader, h wire.Header, p []byte) error {
 			s.filled(o, 0, lost(err))
 			return err
 		}
-		s.received(o)
+		s.received(o, f)
 		s.tasks <- task{op: o, dst: dst, src: src, c: f.Compression}
 	}
-	s.stats.fragments.Add(1)
-	s.stats.raw.Add(int64(f.FragLen))
-	s.stats.wire.Add(int64(f.WireLen))
 	return nil
 }
 
@@ -257,7 +254,10 @@ func (s *session) claim(o *op, f wire.IOFrame) ([]byte, error) {
 }
 
 // received says that the data of a fragment are off the wire; behind the last the operation leaves the table.
-func (s *session) received(o *op) {
+func (s *session) received(o *op, f wire.IOFrame) {
+	s.stats.fragments.Add(1)
+	s.stats.raw.Add(int64(f.FragLen))
+	s.stats.wire.Add(int64(f.WireLen))
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(o.spans) == 1 && o.spans[0] == (span{0, o.total}) {

@@ -161,14 +161,14 @@ func leAppend(b []byte, vs ...uint32) []byte {
 
 // emit sends a piece.
 func (s *session) emit(p piece) error {
+	if p.count {
+		s.count(uint32(p.data), uint32(len(p.bytes)-ioHead))
+	}
 	if err := s.send(p.bytes, nil); err != nil {
 		return err
 	}
-	if p.count {
-		s.server.wireBytes.Add(int64(len(p.bytes) - ioHead))
-		s.count(uint32(p.data))
-	}
 	if p.cut {
+		s.excused.Store(true)
 		s.cut()
 		return errCut
 	}

@@ -221,12 +221,12 @@ func (w *worker) read(j job) error {
 		packs := j.io.Compression != wire.None && !w.Uncompress
 		if lend && !packs && !w.ch.sealed {
 			if data, release, ok := view.View(off, int(n)); ok {
+				w.count(n, f.WireLen)
 				err := w.send(w.head(j.id, f), data)
 				release()
 				if err != nil {
 					return err
 				}
-				w.count(n)
 				at += n
 				continue
 			}
@@ -246,11 +246,10 @@ func (w *worker) read(j job) error {
 			w.packed = w.packed[:0]
 		}
 		wire.AppendIO(wire.AppendHeader(frame[:0], wire.Header{Type: wire.IO, Size: wire.IOSize, ID: j.id}), f)
+		w.count(n, f.WireLen)
 		if err := w.send(frame, nil); err != nil {
 			return err
 		}
-		w.server.wireBytes.Add(int64(f.WireLen))
-		w.count(n)
 		at += n
 	}
 	return nil
@@ -261,7 +260,9 @@ func (w *worker) head(id uint32, f wire.IOFrame) []byte {
 	return wire.AppendIO(wire.AppendHeader(w.buf[:0], wire.Header{Type: wire.IO, Size: wire.IOSize, ID: id}), f)
 }
 
-func (s *session) count(n uint32) {
+// count counts a fragment before it is sent, so that whoever has it finds it counted.
+func (s *session) count(raw, wire uint32) {
 	s.server.fragments.Add(1)
-	s.server.readBytes.Add(int64(n))
+	s.server.readBytes.Add(int64(raw))
+	s.server.wireBytes.Add(int64(wire))
 }

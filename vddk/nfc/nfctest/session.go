@@ -163,7 +163,7 @@ func (s *session) control(h wire.Header, p []byte) error {
 		return s.openFile(h, p)
 	case wire.CloseFile:
 		if s.CloseSilent {
-			<-s.ctx.Done()
+			io.Copy(io.Discard, s.in) // until the client has had enough
 			return errCut
 		}
 		if s.file == nil || h.Size < 8 || leUint64(p) != s.handle {
@@ -379,11 +379,11 @@ func (s *session) send(head, data []byte) error {
 			s.ch.Write(data[:keep-int64(len(head))])
 		}
 		s.sent = s.DropAfter
+		s.excused.Store(true)
 		s.cut()
 		return errCut
 	}
 	s.sent += int64(n)
-	s.server.wireBytes.Add(int64(len(data)))
 	if len(data) == 0 {
 		_, err := s.ch.Write(head)
 		return err
