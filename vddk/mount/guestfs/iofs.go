@@ -12,8 +12,8 @@ import (
 )
 
 // IOFS is the file system as an io/fs.FS, for templates, archivers and http servers. Names that are not valid
-// UTF-8, which io/fs refuses, have each bad byte written as "%XX"; such a name is found again unless a file really
-// has the escaped name. Symbolic links are not followed; io/fs.ReadLinkFS reads them. Sys of a FileInfo is the [Attr].
+// UTF-8, or hold a backslash, which io/fs refuses, have each bad byte written as "%XX"; such a name is found again
+// unless a file really has the escaped name. Symbolic links are not followed; io/fs.ReadLinkFS reads them. Sys of a FileInfo is the [Attr].
 func (f *FS) IOFS() iofs.FS { return ioFS{f} }
 
 var (
@@ -62,7 +62,7 @@ func (x ioFS) escaped(dir ID, name string) (ID, error) {
 		if err != nil {
 			return ID{}, err
 		}
-		if !utf8.ValidString(e.Name) && escape(e.Name) == name {
+		if e.Name != name && escape(e.Name) == name {
 			return e.ID, nil
 		}
 	}
@@ -70,16 +70,15 @@ func (x ioFS) escaped(dir ID, name string) (ID, error) {
 }
 
 func escape(name string) string {
-	if utf8.ValidString(name) {
+	if utf8.ValidString(name) && !strings.Contains(name, `\`) {
 		return name
 	}
 	var b strings.Builder
 	for i, r := range name {
-		if r == utf8.RuneError {
-			if _, n := utf8.DecodeRuneInString(name[i:]); n == 1 {
-				fmt.Fprintf(&b, "%%%02X", name[i])
-				continue
-			}
+		_, n := utf8.DecodeRuneInString(name[i:])
+		if r == utf8.RuneError && n == 1 || r == '\\' {
+			fmt.Fprintf(&b, "%%%02X", name[i])
+			continue
 		}
 		b.WriteRune(r)
 	}

@@ -48,7 +48,7 @@ func (c *churner) step(i int) error {
 	case op < 7:
 		p := filepath.Join(c.pick(c.dirs), fmt.Sprintf("file%d", i))
 		c.files = append(c.files, p)
-		return os.WriteFile(p, (&grower{rnd: c.rnd}).data(c.rnd.IntN(30000)), 0o644)
+		return os.WriteFile(p, (&grower{rnd: c.rnd, t: Tree{Tiny: true}}).data(c.rnd.IntN(30000)), 0o644)
 	case op < 9:
 		k := c.rnd.IntN(len(c.files))
 		p := c.files[k]
@@ -78,7 +78,7 @@ func (c *churner) step(i int) error {
 		}
 		return os.RemoveAll(p)
 	case op < 16:
-		return unix.Lsetxattr(c.pick(c.files), fmt.Sprintf("user.c%d", i%5), (&grower{rnd: c.rnd}).data(c.rnd.IntN(300)), 0)
+		return unix.Lsetxattr(c.pick(c.files), fmt.Sprintf("user.c%d", i%5), (&grower{rnd: c.rnd, t: Tree{Tiny: true}}).data(c.rnd.IntN(300)), 0)
 	case op < 17:
 		return os.Symlink(fmt.Sprintf("%0*d", 1+c.rnd.IntN(500), i), filepath.Join(c.pick(c.dirs), fmt.Sprintf("link%d", i)))
 	case op < 18:
@@ -89,7 +89,7 @@ func (c *churner) step(i int) error {
 			return err
 		}
 		defer f.Close()
-		if _, err := f.Write((&grower{rnd: c.rnd}).data(c.rnd.IntN(20000))); err != nil {
+		if _, err := f.Write((&grower{rnd: c.rnd, t: Tree{Tiny: true}}).data(c.rnd.IntN(20000))); err != nil {
 			return err
 		}
 		if c.rnd.IntN(6) == 0 {

@@ -3,9 +3,11 @@ package mounttest
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"unsafe"
@@ -51,11 +53,16 @@ type Image struct {
 	Mkfs string // command; the image is its last argument
 	// Mount are mount options beside loop.
 	Mount string
-	// Fill grows the tree; the zero function is Grow(dir, Tree{}).
+	// Fill grows the tree; nil is Grow(dir, Tree{}).
 	Fill func(dir string) error
 	// Crash cuts the file system off instead of unmounting it, after Fill returned: what then lies on the disk
 	// needs its journal.
 	Crash Crash
+	// Offline is for file systems that this kernel cannot mount: mkfs itself copies the tree that Fill grew in a
+	// directory. It returns further arguments of mkfs. The truth is that directory.
+	Offline func(dir string) ([]string, error)
+	// Forget blanks in the truth what mkfs does not copy.
+	Forget func(*Entry)
 }
 
 // Crash says how a file system ends.
@@ -68,55 +75,94 @@ const (
 	AsItLies
 )
 
-// Make makes the image in dir and returns its path and what the kernel sees in it; of a file system that was cut
-// off, what the kernel sees in a copy after it replayed the journal.
+// Make is Build in a test.
 func (i Image) Make(t testing.TB, dir string) (string, Manifest) {
 	t.Helper()
-	path := filepath.Join(dir, "image")
-	if err := Blank(path, i.Size); err != nil {
+	path, truth, err := i.Build(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
-	run(t, append(strings.Fields(i.Mkfs), path)...)
+	return path, truth
+}
+
+// Build makes the image in dir and returns its path and what the kernel sees in it; of a file system that was cut
+// off, what the kernel sees in a copy after it replayed the journal.
+func (i Image) Build(dir string) (string, Manifest, error) {
+	path := filepath.Join(dir, "image")
+	if err := Blank(path, i.Size); err != nil {
+		return "", nil, err
+	}
 	fill := i.Fill
 	if fill == nil {
 		fill = func(dir string) error { return Grow(dir, Tree{}) }
 	}
-	Mounted(t, path, i.Mount, func(mnt string) {
+	if i.Offline != nil {
+		truth, err := i.offline(dir, path, fill)
+		return path, truth, err
+	}
+	if err := run(append(strings.Fields(i.Mkfs), path)...); err != nil {
+		return "", nil, err
+	}
+	err := Mounted(path, i.Mount, func(mnt string) error {
 		if err := fill(mnt); err != nil {
-			t.Fatalf("grow: %v", err)
+			return fmt.Errorf("grow: %w", err)
 		}
 		if i.Crash != Clean {
-			if err := shutdown(mnt, i.Crash); err != nil {
-				t.Fatalf("cut off: %v", err)
-			}
+			return shutdown(mnt, i.Crash)
 		}
+		return nil
 	})
+	if err != nil {
+		return "", nil, err
+	}
 	see := path
 	if i.Crash != Clean {
 		see = filepath.Join(dir, "replayed")
 		b, err := os.ReadFile(path)
 		if err != nil {
-			t.Fatal(err)
+			return "", nil, err
 		}
 		if err := os.WriteFile(see, b, 0o600); err != nil {
-			t.Fatal(err)
+			return "", nil, err
 		}
 		defer os.Remove(see)
 		// Mounting for reading makes a read-only loop device, which no journal can be replayed to.
-		Mounted(t, see, strings.TrimPrefix(i.Mount+",noatime", ","), func(string) {})
+		if err := Mounted(see, strings.TrimPrefix(i.Mount+",noatime", ","), func(string) error { return nil }); err != nil {
+			return "", nil, err
+		}
 	}
 	var truth Manifest
-	ro := "ro"
-	if i.Mount != "" {
-		ro += "," + i.Mount
-	}
-	Mounted(t, see, ro, func(mnt string) {
-		var err error
-		if truth, err = Truth(mnt); err != nil {
-			t.Fatalf("what the kernel sees: %v", err)
-		}
+	err = Mounted(see, strings.TrimSuffix("ro,"+i.Mount, ","), func(mnt string) (err error) {
+		truth, err = Truth(mnt)
+		return err
 	})
-	return path, truth
+	return path, truth, err
+}
+
+// offline makes an image of a file system that is never mounted.
+func (i Image) offline(dir, path string, fill func(string) error) (Manifest, error) {
+	src := filepath.Join(dir, "tree")
+	if err := os.Mkdir(src, 0o755); err != nil {
+		return nil, err
+	}
+	if err := fill(src); err != nil {
+		return nil, fmt.Errorf("grow: %w", err)
+	}
+	args, err := i.Offline(src)
+	if err != nil {
+		return nil, err
+	}
+	truth, err := Truth(src)
+	if err != nil {
+		return nil, err
+	}
+	for k := range truth {
+		truth[k].Atime, truth[k].Ctime, truth[k].Btime = "", "", ""
+		if i.Forget != nil {
+			i.Forget(&truth[k])
+		}
+	}
+	return truth, run(slices.Concat(strings.Fields(i.Mkfs), args, []string{path})...)
 }
 
 // Blank makes a file full of 0xA5: whoever reads what was never written shows it.
@@ -135,18 +181,16 @@ func Blank(path string, size int64) error {
 }
 
 // Mounted mounts an image and calls fn with the directory.
-func Mounted(t testing.TB, image, options string, fn func(dir string)) {
-	t.Helper()
+func Mounted(image, options string, fn func(dir string) error) (err error) {
 	dir := filepath.Join(filepath.Dir(image), "mnt")
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
+		return err
 	}
-	if options != "" {
-		options = "," + options
+	if err := run("mount", "-o", strings.TrimSuffix("loop,"+options, ","), image, dir); err != nil {
+		return err
 	}
-	run(t, "mount", "-o", "loop"+options, image, dir)
-	defer run(t, "umount", dir)
-	fn(dir)
+	defer func() { err = errors.Join(err, run("umount", dir)) }()
+	return fn(dir)
 }
 
 // shutdown cuts a file system off from its disk (EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: the same number).
@@ -164,9 +208,9 @@ func shutdown(dir string, c Crash) error {
 	return nil
 }
 
-func run(t testing.TB, argv ...string) {
-	t.Helper()
+func run(argv ...string) error {
 	if out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+		return fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, out)
 	}
+	return nil
 }

@@ -240,7 +240,10 @@ func Diff(want, got Manifest) []string {
 			continue
 		}
 		// What the truth does not know (old golden files, mounts that hide it) is not compared.
-		for _, t := range [][2]*string{{&w.Atime, &g.Atime}, {&w.Ctime, &g.Ctime}, {&w.Btime, &g.Btime}} {
+		if w.Links == 0 {
+			g.Links = 0
+		}
+		for _, t := range [][2]*string{{&w.Mtime, &g.Mtime}, {&w.Atime, &g.Atime}, {&w.Ctime, &g.Ctime}, {&w.Btime, &g.Btime}} {
 			if *t[0] == "" {
 				*t[1] = ""
 			}
