@@ -443,7 +443,8 @@ const cleanupTries = 6
 func (c *Client) insist(ctx context.Context, step func() error) error {
 	for attempt := 0; ; attempt++ {
 		err := step()
-		if err == nil || isNotFound(err) || ctx.Err() != nil || attempt == cleanupTries {
+		hopeless := errors.Is(err, ErrPermission) || errors.Is(err, ErrLogin) || errors.Is(err, ErrClosed) || errors.Is(err, ErrLicense)
+		if err == nil || isNotFound(err) || hopeless || ctx.Err() != nil || attempt == cleanupTries {
 			return err
 		}
 		c.log.Warn("cleanup step failed", "attempt", attempt+1, "error", err)

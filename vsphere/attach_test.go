@@ -1,0 +1,170 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vmkeep/vmkeep/vsphere/lab"
+)
+
+// paths are the disks of a machine, as "place path".
+func (w *world) paths(name string) []string {
+	w.Helper()
+	s, err := w.find(name).State(w.ctx)
+	must(w, err)
+	var out []string
+	for _, d := range s.Disks {
+		out = append(out, d.Name+" "+d.Path)
+	}
+	return out
+}
+
+func TestNewDiskIsAttached(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: 8 * mib}, {Size: mib, Controller: "nvme"}}}}})
+	v := w.find("web")
+	for _, c := range []struct{ place, want, datastore string }{{"", "scsi0-1", ""}, {"scsi0:9", "scsi0-9", ""}, {"nvme0-3", "nvme0-3", "ds2"}} {
+		d, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Place: c.place, Capacity: 2 * mib, Provision: ProvisionThin, Datastore: c.datastore}, func(ctx context.Context, d Disk) error {
+			if d.Name != c.want || d.Capacity != 2*mib {
+				t.Errorf("%+v", d)
+			}
+			return nil
+		})
+		must(t, err)
+		if d.Name != c.want || d.Datastore != orText(c.datastore, "ds1") {
+			t.Errorf("%+v", d)
+		}
+	}
+	if n := len(w.paths("web")); n != 5 {
+		t.Errorf("%d disks", n)
+	}
+}
+
+func TestNewDiskGoesWhenFillingFails(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	before, links := w.paths("web"), len(w.lab.Links())
+	boom := errors.New("boom")
+	for name, fn := range map[string]func() error{"error": func() error { return boom }, "session lost": func() error { w.lab.ExpireSessions(); return boom }, "panic": func() error { panic(boom) }} {
+		for _, replace := range []bool{false, true} {
+			func() {
+				defer func() { _ = recover() }()
+				spec := DiskSpec{Operation: w.begin(), Capacity: 2 * mib}
+				if replace {
+					spec.Place, spec.Replace = "scsi0:0", true
+				}
+				_, err := v.WithNewDisk(w.ctx, spec, func(context.Context, Disk) error { return fn() })
+				if !errors.Is(err, boom) {
+					t.Errorf("%s: %v", name, err)
+				}
+			}()
+			if now := w.paths("web"); !slices.Equal(now, before) {
+				t.Errorf("%s, replace %v: disks %v, were %v", name, replace, now, before)
+			}
+			if n := len(w.lab.Links()); n != links {
+				t.Errorf("%s, replace %v: %d files, were %d", name, replace, n, links)
+			}
+		}
+	}
+}
+
+func TestReplacedDiskIsKept(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	old := v.Machine().Disks[0]
+	d, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Place: "scsi0:0", Replace: true, Capacity: 2 * mib}, func(context.Context, Disk) error { return nil })
+	must(t, err)
+	if now := w.paths("web"); len(now) != 1 || now[0] != "scsi0-0 "+d.Path || d.Path == old.Path {
+		t.Errorf("disks %v", now)
+	}
+	if !slices.Contains(w.lab.Links(), old.Path) {
+		t.Errorf("the old disk's file is gone: %v", w.lab.Links())
+	}
+}
+
+func TestDiskPlacesAreChecked(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	for place, kind := range map[string]error{"scsi0:0": ErrExists, "scsi0:7": ErrUnsuitable, "scsi3:0": ErrUnsuitable, "scsi0:99": ErrUnsuitable, "hda": ErrInvalid} {
+		_, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Place: place, Capacity: mib}, func(context.Context, Disk) error { return nil })
+		if !errors.Is(err, kind) {
+			t.Errorf("%s: %v", place, err)
+		}
+	}
+	if _, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Capacity: 100}, nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("odd size: %v", err)
+	}
+	if _, err := v.WithNewDisk(w.ctx, DiskSpec{Capacity: mib}, nil); !errors.Is(err, ErrInvalid) {
+		t.Errorf("no operation: %v", err)
+	}
+	if err := v.DetachDisk(w.ctx, 4711); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no such disk: %v", err)
+	}
+}
+
+func TestDiskIsDetached(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: 8 * mib}, {Size: mib}}}}})
+	v := w.find("web")
+	d := v.Machine().Disks[1]
+	must(t, v.DetachDisk(w.ctx, d.Key))
+	if now := w.paths("web"); len(now) != 1 || !slices.Contains(w.lab.Links(), d.Path) {
+		t.Errorf("disks %v, files %v", now, w.lab.Links())
+	}
+}
+
+// A proxy takes another machine's frozen disk and gives it back, whatever happens.
+func TestHotAddGivesBack(t *testing.T) {
+	w := start(t, machines("web", "proxy"))
+	v, proxy := w.find("web"), w.find("proxy")
+	before := w.paths("proxy")
+	boom := errors.New("boom")
+	for _, fail := range []error{nil, boom} {
+		op := w.begin()
+		_, err := v.WithSnapshot(w.ctx, SnapshotOptions{Operation: op}, func(ctx context.Context, s *Snapshot) error {
+			path := s.Disks()[0].Path
+			return proxy.WithAttached(ctx, op, path, func(_ context.Context, d Disk) error {
+				if d.Base != path || len(w.paths("proxy")) != 2 {
+					t.Errorf("attached %+v", d)
+				}
+				w.lab.ExpireSessions()
+				return fail
+			})
+		})
+		if !errors.Is(err, fail) {
+			t.Errorf("error %v", err)
+		}
+		if now := w.paths("proxy"); !slices.Equal(now, before) {
+			t.Errorf("disks of the proxy %v", now)
+		}
+	}
+	w.clean("web", "proxy")
+	if len(w.paths("web")) != 1 {
+		t.Error("the machine lost its disk")
+	}
+}
+
+func TestPower(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	for _, step := range []struct {
+		do   func(context.Context) error
+		want PowerState
+	}{{v.PowerOn, PoweredOn}, {v.PowerOff, PoweredOff}, {v.PowerOff, PoweredOff}, {v.PowerOn, PoweredOn}, {v.Shutdown, PoweredOff}} {
+		must(t, step.do(w.ctx))
+		if now, err := v.power(w.ctx); err != nil || now != step.want {
+			t.Errorf("%s %v, want %s", now, err, step.want)
+		}
+	}
+	must(t, w.lab.Machine("web").SetFaults(lab.MachineFaults{PowerOn: &types.InsufficientResourcesFault{}}))
+	if err := v.PowerOn(w.ctx); err == nil {
+		t.Error("no error")
+	}
+	must(t, v.Destroy(w.ctx))
+	must(t, v.Destroy(w.ctx))
+	if _, err := v.State(w.ctx); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after Destroy: %v", err)
+	}
+}
