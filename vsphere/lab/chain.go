@@ -11,9 +11,6 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// lockPatience is how long a consolidation waits for NFC clients to let go of a disk before it fails, as hostd does.
-const lockPatience = 2 * time.Second
-
 // RemoveSnapshotTask answers RemoveSnapshot_Task. The simulator's own removes a wrong file of the machine.
 func (s *sim) RemoveSnapshotTask(_ *simulator.Context, req *types.RemoveSnapshot_Task) soap.HasFault {
 	body := new(methods.RemoveSnapshot_TaskBody)
@@ -179,9 +176,9 @@ func (s *sim) showConsolidationNeeded(ctx *simulator.Context, vm *simulator.Virt
 	})
 }
 
-// awaitReaders gives NFC clients a moment to let go of the machine's disks.
+// awaitReaders gives NFC clients a moment to let go of the machine's disks: Options.LockPatience.
 func (s *sim) awaitReaders(m *machine) {
-	for end := time.Now().Add(lockPatience); time.Now().Before(end) && s.heldBelow(m); {
+	for end := time.Now().Add(s.opt.LockPatience); time.Now().Before(end) && s.heldBelow(m); {
 		s.sleep(10 * time.Millisecond)
 	}
 }

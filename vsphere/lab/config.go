@@ -135,9 +135,9 @@ func (s *sim) nameFiles(spec *types.VirtualMachineConfigSpec) types.BaseMethodFa
 		if want == "" {
 			want = spec.Name
 		}
-		dir = want
-		for n := 1; s.exists(joinPath(ds, dir)); n++ {
-			dir = fmt.Sprintf("%s_%d", want, n)
+		var fault types.BaseMethodFault
+		if dir, fault = s.freshDir(ds, want); fault != nil {
+			return fault
 		}
 		spec.Files.VmPathName = joinPath(ds, path.Join(dir, spec.Name+".vmx"))
 	} else if s.exists(spec.Files.VmPathName) {
@@ -147,6 +147,23 @@ func (s *sim) nameFiles(spec *types.VirtualMachineConfigSpec) types.BaseMethodFa
 		return &types.InvalidDatastorePath{DatastorePath: spec.Files.VmPathName}
 	}
 	return s.nameDisks(spec, joinPath(ds, dir), spec.Name)
+}
+
+// freshDir makes the directory want on the datastore, or want_1, want_2 ... if that is taken.
+func (s *sim) freshDir(ds, want string) (string, types.BaseMethodFault) {
+	for n, dir := 1, want; ; n++ {
+		p, err := s.store.local(joinPath(ds, dir))
+		if err != nil {
+			return "", &types.InvalidDatastorePath{DatastorePath: joinPath(ds, dir)}
+		}
+		switch err := os.Mkdir(p, 0o700); {
+		case err == nil:
+			return dir, nil
+		case !errors.Is(err, os.ErrExist):
+			return "", &types.CannotCreateFile{FileFault: types.FileFault{File: joinPath(ds, dir)}}
+		}
+		dir = fmt.Sprintf("%s_%d", want, n)
+	}
 }
 
 // nameDisks names new disks that have no path yet: in home, on the disk's own datastore if it has one.

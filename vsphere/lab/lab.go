@@ -52,6 +52,7 @@ type Options struct {
 	RevertRestartsTracking bool          // a revert begins a new tracking instance instead of resuming the snapshot's
 	TicketPEM              bool          // tickets carry the certificate instead of its thumbprint, as vSphere 9's
 	MoveKeepsTracking      bool          // storage migration keeps the tracking instance
+	LockPatience           time.Duration // how long tasks wait for NFC clients to let go of a disk, 0: 2 s
 	SessionIdle            time.Duration // idle sessions end after this, 0: never
 	SessionAge             time.Duration // every session ends after this, 0: never
 }
@@ -87,6 +88,9 @@ func (o *Options) defaults() {
 	set(&o.Password, "lab")
 	if o.MaxAreas == 0 {
 		o.MaxAreas = 2000
+	}
+	if o.LockPatience == 0 {
+		o.LockPatience = 2 * time.Second
 	}
 	if o.Grain == 0 {
 		o.Grain = 64 << 10
@@ -137,8 +141,14 @@ func (l *Lab) start(ctx context.Context, opt Options) (err error) {
 	if err := s.buildInventory(); err != nil {
 		return err
 	}
-	if err := s.addMachines(ctx, opt.Machines); err != nil {
+	s.starting = true
+	err = s.addMachines(ctx, opt.Machines)
+	s.starting = false
+	if err != nil {
 		return err
+	}
+	for _, r := range s.refs() {
+		s.withVM(s.context(), r, func(vm *simulator.VirtualMachine) { s.writeConfigFiles(&vm.VirtualMachine) })
 	}
 	s.reg.Handler = s.route // from here on calls are clients'
 

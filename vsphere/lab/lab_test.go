@@ -14,6 +14,7 @@ import (
 	"github.com/vmware/govmomi/vim25"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
@@ -188,4 +189,13 @@ func (b *bench) link(path string) []byte {
 		b.Fatal(err)
 	}
 	return p
+}
+
+func methodsAbout(ctx context.Context, c *soap.Client) (string, error) {
+	vc, err := vim25.NewClient(ctx, c)
+	if err != nil {
+		return "", err
+	}
+	c.CloseIdleConnections()
+	return vc.ServiceContent.About.FullName, nil
 }

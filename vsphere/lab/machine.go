@@ -110,7 +110,9 @@ func (s *sim) reconcile(vm *mo.VirtualMachine) {
 			if l, err = s.store.base(b.FileName, d.CapacityInBytes, isTrue(b.ThinProvisioned)); err != nil {
 				continue // the paths were checked before the simulator saw them
 			}
-			_ = s.store.writeDescriptor(l)
+			if !s.exists(b.FileName) { // the simulator writes one that is as good
+				_ = s.store.writeDescriptor(l)
+			}
 		} else if l.parent == nil && l.size < d.CapacityInBytes {
 			if l.resize(d.CapacityInBytes) == nil {
 				_ = s.store.writeDescriptor(l)

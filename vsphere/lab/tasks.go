@@ -153,11 +153,16 @@ func (s *sim) inner(ctx *simulator.Context, id ref) (types.AnyType, types.BaseMe
 func (s *sim) watch(id ref) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ch := make(chan struct{})
-	s.watched[id] = ch
+	ch := s.watched[id]
+	if ch == nil {
+		ch = make(chan struct{})
+		s.watched[id] = ch
+	}
 	return ch
 }
 
+// unwatch is for who saw the task's end without waiting: the end is announced under the task's lock, so nobody else
+// can be waiting either.
 func (s *sim) unwatch(id ref) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

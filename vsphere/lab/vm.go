@@ -358,6 +358,7 @@ func (v *VM) ConsolidationNeeded() (needed bool) {
 
 // Idle waits until no task works on the machine.
 func (v *VM) Idle(ctx context.Context) error {
+	s := v.lab.sim
 	for {
 		m, err := v.known()
 		if err != nil {
@@ -369,17 +370,21 @@ func (v *VM) Idle(ctx context.Context) error {
 		if busy == nil {
 			return nil
 		}
-		done := v.lab.sim.watch(*busy)
-		if t, ok := v.lab.sim.reg.Get(*busy).(*simulator.Task); ok {
-			var state types.TaskInfoState
-			v.lab.sim.reg.WithLock(new(simulator.Context), t, func() { state = t.Info.State })
-			if state == types.TaskInfoStateRunning {
-				select {
-				case <-done:
-				case <-ctx.Done():
-					return ctx.Err()
-				}
-			}
+		t, ok := s.reg.Get(*busy).(*simulator.Task)
+		if !ok {
+			continue // about to be
+		}
+		done := s.watch(*busy)
+		var running bool
+		s.reg.WithLock(new(simulator.Context), t, func() { running = t.Info.State == types.TaskInfoStateRunning })
+		if !running {
+			s.unwatch(*busy)
+			continue
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
 	}
 }

@@ -21,8 +21,8 @@ const nvramSize = 8684
 
 // writeConfigFiles keeps the machine's .vmx true to its configuration and gives it an .nvram. Machine lock held.
 func (s *sim) writeConfigFiles(vm *mo.VirtualMachine) {
-	if path.Ext(vm.Config.Files.VmPathName) != ".vmx" {
-		return
+	if s.starting || path.Ext(vm.Config.Files.VmPathName) != ".vmx" {
+		return // the start writes them once per machine, at the end
 	}
 	if p, err := s.store.local(vm.Config.Files.VmPathName); err == nil {
 		_ = os.WriteFile(p, vmxOf(vm), 0o600)

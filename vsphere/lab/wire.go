@@ -151,6 +151,7 @@ func Truncate() Effect {
 		w.Header().Set("Content-Length", strconv.Itoa(rec.body.Len()))
 		w.WriteHeader(rec.status)
 		_, _ = w.Write(rec.body.Bytes()[:rec.body.Len()/2])
+		_ = http.NewResponseController(w).Flush()
 		panic(http.ErrAbortHandler)
 	}
 }
