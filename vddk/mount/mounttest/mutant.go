@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"math/rand/v2"
+	"sync"
 )
 
 // Mutant is an image with damage in it. Damage goes where something is written: sectors that hold one byte over and
@@ -17,20 +18,46 @@ type Mutant struct {
 type Breeder struct {
 	image   []byte
 	sectors []int64 // that hold something
+	meta    []int64 // of these, those that hold metadata
 }
 
 const sectorLen = 512
 
-// NewBreeder looks at an image.
-func NewBreeder(image []byte) *Breeder {
+// NewBreeder looks at an image. walk reads all metadata of the file system on the disk it is given: what it reads
+// in small pieces is where most damage goes.
+func NewBreeder(image []byte, walk func(disk io.ReaderAt)) *Breeder {
 	b := &Breeder{image: image}
+	r := &recorder{image: bytes.NewReader(image), small: map[int64]bool{}}
+	walk(r)
 	for n := int64(0); (n+1)*sectorLen <= int64(len(image)); n++ {
 		s := image[n*sectorLen : (n+1)*sectorLen]
-		if bytes.Count(s, s[:1]) < sectorLen {
-			b.sectors = append(b.sectors, n)
+		if bytes.Count(s, s[:1]) == sectorLen {
+			continue
+		}
+		b.sectors = append(b.sectors, n)
+		if r.small[n] {
+			b.meta = append(b.meta, n)
 		}
 	}
 	return b
+}
+
+// recorder notes the sectors of small reads.
+type recorder struct {
+	image *bytes.Reader
+	mu    sync.Mutex
+	small map[int64]bool
+}
+
+func (r *recorder) ReadAt(p []byte, off int64) (int, error) {
+	if len(p) <= 64<<10 {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for n := off / sectorLen; n*sectorLen < off+int64(len(p)); n++ {
+			r.small[n] = true
+		}
+	}
+	return r.image.ReadAt(p, off)
 }
 
 // Mutant makes the mutant of a number: always the same.
@@ -39,9 +66,9 @@ func (b *Breeder) Mutant(n uint64) *Mutant {
 	m := &Mutant{image: b.image, patches: map[int64][]byte{}}
 	// Few changes leave the way to deep places open, many hit more of them.
 	for range 1 + rnd.IntN(1+int(n%60)) {
-		s := b.sectors[rnd.IntN(len(b.sectors))]
-		if rnd.IntN(4) == 0 { // superblocks and inodes of the first files are at the beginning
-			s = b.sectors[rnd.IntN(min(64, len(b.sectors)))]
+		s := b.meta[rnd.IntN(len(b.meta))]
+		if rnd.IntN(6) == 0 { // anywhere, journals among them
+			s = b.sectors[rnd.IntN(len(b.sectors))]
 		}
 		p := m.patches[s]
 		if p == nil {
@@ -73,6 +100,21 @@ func (b *Breeder) Mutant(n uint64) *Mutant {
 		}
 	}
 	return m
+}
+
+// Patched is an undamaged mutant, for [Mutant.Patch].
+func Patched(image []byte) *Mutant { return &Mutant{image: image, patches: map[int64][]byte{}} }
+
+// Patch writes b at off. What lies beyond the image is dropped.
+func (m *Mutant) Patch(off int64, b []byte) {
+	for len(b) > 0 && off < m.Size()/sectorLen*sectorLen {
+		s := off / sectorLen
+		if m.patches[s] == nil {
+			m.patches[s] = bytes.Clone(m.image[s*sectorLen : (s+1)*sectorLen])
+		}
+		n := copy(m.patches[s][off%sectorLen:], b)
+		b, off = b[n:], off+int64(n)
+	}
 }
 
 // Size is the image's size in bytes.

@@ -23,6 +23,12 @@ func Poke(f *guestfs.FS) (entries, failures int) {
 	return p.entries, p.failures
 }
 
+// Names reads all metadata of a file system and no content.
+func Names(f *guestfs.FS) {
+	p := poker{f: f, seen: map[guestfs.ID]bool{}}
+	p.dir(f.Root(), 0)
+}
+
 type poker struct {
 	f                 *guestfs.FS
 	buf               []byte
@@ -69,6 +75,9 @@ func (p *poker) file(id guestfs.ID) {
 	streams, err := p.f.Streams(id)
 	p.err(err)
 	for _, s := range append(streams, guestfs.Stream{}) {
+		if p.buf == nil {
+			break
+		}
 		f, err := p.f.Open(id, s.Name)
 		if p.err(err) {
 			continue
