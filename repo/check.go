@@ -150,6 +150,9 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 
 // run goes from what needs to what is needed: whatever a backup adds meanwhile is then either not seen or complete.
 func (c *checker) run(ctx context.Context) error {
+	if err := c.keys(ctx); err != nil {
+		return err
+	}
 	snapshots, err := c.snapshots(ctx)
 	if err != nil {
 		return err
@@ -207,6 +210,39 @@ func (c *checker) find(f Finding) {
 		return
 	}
 	c.report.Findings = append(c.report.Findings, f)
+}
+
+// keys looks at what opened the repository once and may not do so again.
+func (c *checker) keys(ctx context.Context) error {
+	keys, err := c.r.Keys(ctx)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.Err != nil {
+			c.find(Finding{Severity: Error, File: backend.Handle{Type: restic.KeyFile, Name: k.ID.String()}.String(),
+				Text: fmt.Sprintf("the key %s does not open the repository any more: %v", k.ID.Short(), k.Err), Remedy: "add a key with its password, then remove it"})
+		}
+	}
+	h := backend.Handle{Type: restic.ConfigFile}
+	sealed, err := loadWhole(ctx, c.r.be, h)
+	if err != nil && !errors.Is(err, backend.ErrNotExist) {
+		return err
+	}
+	var plain []byte
+	if err == nil {
+		plain, err = c.r.key.Open(nil, sealed)
+	}
+	if err == nil {
+		var config restic.Config
+		if config, err = restic.DecodeConfig(plain); err == nil && config != c.r.config {
+			err = errors.New("it is another repository's")
+		}
+	}
+	if err != nil {
+		c.find(Finding{Severity: Error, File: h.String(), Text: fmt.Sprintf("the config is lost: %v", err), Remedy: "bring back a copy of the file; without it the repository cannot be opened"})
+	}
+	return nil
 }
 
 func (c *checker) snapshots(ctx context.Context) ([]*restic.Snapshot, error) {

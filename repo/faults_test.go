@@ -1,0 +1,480 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/vmkeep/vmkeep/repo/backend"
+	"github.com/vmkeep/vmkeep/repo/backend/backendtest"
+	"github.com/vmkeep/vmkeep/repo/backend/local"
+	"github.com/vmkeep/vmkeep/repo/restic"
+)
+
+// A world is a store with two snapshots, and files for a third.
+type world struct {
+	be    *backendtest.Memory
+	snaps []*restic.Snapshot
+	files []map[string][]byte
+	next  map[string][]byte
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{be: backendtest.NewMemory()}
+	r := create(t, w.be)
+	base := noise(1, 3e6)
+	for i := range 2 {
+		files := map[string][]byte{"disk": changed(base, 2, uint64(100*i)), "small": noise(uint64(20+i), 3000)}
+		s, err := commitFiles(t.Context(), r, "vm", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.snaps, w.files = append(w.snaps, s), append(w.files, files)
+	}
+	w.next = map[string][]byte{"disk": changed(base, 1, 900), "new": noise(31, 5e6)}
+	return w
+}
+
+// whole verifies that the snapshots still there are whole, those in must are there, and that check finds no error.
+func (w *world) whole(t *testing.T, be backend.Backend, must ...*restic.Snapshot) {
+	t.Helper()
+	r, err := Open(t.Context(), be, OpenOptions{Password: password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := r.UnlockAll(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	report, err := r.Check(t.Context(), CheckOptions{ReadData: ReadData{All: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !report.OK() {
+		t.Fatalf("check: %+v", report.Findings)
+	}
+	all, err := r.Snapshots(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := make(map[restic.ID]bool)
+	for _, s := range all {
+		have[s.ID] = true
+		want := w.next
+		for i, old := range w.snaps {
+			if old.ID == s.ID {
+				want = w.files[i]
+			}
+		}
+		wantFiles(t, r, s, want)
+	}
+	for _, s := range must {
+		if s != nil && !have[s.ID] {
+			t.Fatalf("snapshot %s is gone", s.ID.Short())
+		}
+	}
+}
+
+// faultsAt are the ways in which the n-th operation goes wrong.
+var faultsAt = map[string]func(n int) backendtest.Fault{
+	"fails":            backendtest.Fail,
+	"loses its answer": backendtest.LoseAnswer,
+	"is a crash":       backendtest.Crash,
+}
+
+// atEveryOperation runs do on copies of a world, with the n-th operation of the store going wrong, for all n, and judges what is left.
+func atEveryOperation(t *testing.T, do func(ctx context.Context, w *world, r *Repository) error, judge func(t *testing.T, w *world, be backend.Backend, err error)) {
+	for name, fault := range faultsAt {
+		t.Run("the n-th operation "+name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				attempt := func(faults ...backendtest.Fault) (*backendtest.Memory, *backendtest.Faults, error) {
+					be := w.be.Clone()
+					f := backendtest.Inject(be, faults...)
+					r, err := Open(t.Context(), f, OpenOptions{Password: password, PackSize: minPackSize})
+					if err != nil {
+						return be, f, err
+					}
+					defer r.Close()
+					return be, f, do(t.Context(), w, r)
+				}
+				be, f, err := attempt()
+				if err != nil {
+					t.Fatal(err)
+				}
+				judge(t, w, be, nil)
+				n := f.Count()
+				failed := 0
+				for i := 1; i <= n; i++ {
+					be, f, err := attempt(fault(i))
+					if err != nil {
+						failed++
+					}
+					ops := f.Ops()
+					if len(ops) < i {
+						continue // concurrency made it shorter
+					}
+					defer func() {
+						if t.Failed() {
+							t.Logf("that was after operation %d of %d, %s, with the error: %v", i, n, ops[i-1], err)
+						}
+					}()
+					judge(t, w, be, err)
+				}
+				if failed < n/3 {
+					t.Errorf("only %d of %d faults were noticed", failed, n)
+				}
+			})
+		})
+	}
+}
+
+func TestCommitSurvivesAnyFault(t *testing.T) {
+	commit := func(ctx context.Context, w *world, r *Repository) error {
+		_, err := commitFiles(ctx, r, "vm", w.next)
+		return err
+	}
+	atEveryOperation(t, commit, func(t *testing.T, w *world, be backend.Backend, err error) {
+		w.whole(t, be, w.snaps...)
+		r := reopen(t, be)
+		if err == nil {
+			if all, _ := r.Snapshots(t.Context()); len(all) != 3 {
+				t.Fatalf("it succeeded, but there are %d snapshots", len(all))
+			}
+		}
+		s, err := commitFiles(t.Context(), r, "vm", w.next)
+		if err != nil {
+			t.Fatalf("rerun: %v", err)
+		}
+		w.whole(t, be, append([]*restic.Snapshot{s}, w.snaps...)...)
+	})
+}
+
+func TestForgetSurvivesAnyFault(t *testing.T) {
+	forget := func(ctx context.Context, _ *world, r *Repository) error {
+		_, err := r.Forget(ctx, ForgetOptions{Policy: restic.Policy{Last: 1}})
+		return err
+	}
+	atEveryOperation(t, forget, func(t *testing.T, w *world, be backend.Backend, err error) {
+		w.whole(t, be, w.snaps[1])
+		r := reopen(t, be)
+		if err := forget(t.Context(), w, r); err != nil {
+			t.Fatalf("rerun: %v", err)
+		}
+		if all, err := r.Snapshots(t.Context()); err != nil || len(all) != 1 || all[0].ID != w.snaps[1].ID {
+			t.Fatalf("%v, %v", all, err)
+		}
+	})
+}
+
+func TestPruneSurvivesAnyFault(t *testing.T) {
+	prune := func(ctx context.Context, w *world, r *Repository) error {
+		return r.WithLock(ctx, Exclusive, func(ctx context.Context) error {
+			if err := r.ForgetSnapshots(ctx, []restic.ID{w.snaps[0].ID}); err != nil {
+				return err
+			}
+			_, err := r.Prune(ctx, PruneOptions{MaxUnused: Unused{None: true}})
+			return err
+		})
+	}
+	atEveryOperation(t, prune, func(t *testing.T, w *world, be backend.Backend, err error) {
+		w.whole(t, be, w.snaps[1])
+		r := reopen(t, be)
+		if err := prune(t.Context(), w, r); err != nil {
+			t.Fatalf("rerun: %v", err)
+		}
+		w.whole(t, be, w.snaps[1])
+		if plan, err := r.Prune(t.Context(), PruneOptions{DryRun: true, MaxUnused: Unused{None: true}}); err != nil || plan.FreedBytes != 0 {
+			t.Fatalf("a rerun leaves %+v, %v", plan, err)
+		}
+	})
+}
+
+func TestTornWritesHurtOnlyThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		count := backendtest.Inject(w.be.Clone())
+		if _, err := commitFiles(t.Context(), reopen(t, count), "vm", w.next); err != nil {
+			t.Fatal(err)
+		}
+		for n := 1; n <= count.Count(); n++ {
+			for _, keep := range []int{0, 100} {
+				be := w.be.Clone()
+				r, err := Open(t.Context(), backendtest.Inject(be, backendtest.Tear(n, keep)), OpenOptions{Password: password, PackSize: minPackSize})
+				if err == nil {
+					_, _ = commitFiles(t.Context(), r, "vm", w.next)
+					_ = r.Close()
+				}
+				r = reopen(t, be)
+				if _, err := r.UnlockAll(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				for i, s := range w.snaps {
+					wantFiles(t, r, s, w.files[i])
+				}
+				s, err := commitFiles(t.Context(), r, "vm", w.next)
+				if err != nil {
+					t.Fatalf("operation %d torn after %d bytes: rerun: %v", n, keep, err)
+				}
+				wantFiles(t, reopen(t, be), s, w.next)
+			}
+		}
+	})
+}
+
+func TestARerunUsesWhatAFailedCommitStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		files := map[string][]byte{"disk": noise(1, 40e6)}
+		boom := errors.New("boom")
+		_, err := r.Commit(t.Context(), func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
+			_, err := w.SaveFile(files["disk"][:20e6])
+			return nil, errors.Join(err, boom)
+		})
+		if !errors.Is(err, boom) {
+			t.Fatal(err)
+		}
+		if all, err := r.Snapshots(t.Context()); err != nil || len(all) != 0 {
+			t.Fatalf("%v, %v", all, err)
+		}
+		for _, r := range []*Repository{r, reopen(t, be)} {
+			_, err = r.Commit(t.Context(), func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
+				if _, err := w.SaveFile(files["disk"][:20e6]); err != nil {
+					return nil, err
+				}
+				if st := w.Stats(); st.Added != 0 || st.Known != 20e6 {
+					t.Errorf("a rerun stores again: %+v", st)
+				}
+				return nil, nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+func TestCancelledCommitLeavesNothingRunning(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		cause := errors.New("user pressed ^C")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		_, err := r.Commit(ctx, func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
+			for i := uint64(0); ; i++ {
+				if i == 5 {
+					cancel(cause)
+				}
+				if err := w.Content().Append(noise(i, 1e6)); err != nil {
+					return nil, err
+				}
+			}
+		})
+		if !errors.Is(err, cause) {
+			t.Errorf("%v", err)
+		}
+		for _, h := range be.Handles() {
+			if h.Type == restic.SnapshotFile || h.Type == restic.LockFile {
+				t.Errorf("%s is left", h)
+			}
+		}
+		wantNoErrors(t, reopen(t, be))
+	})
+}
+
+func wantNoErrors(t *testing.T, r *Repository) {
+	t.Helper()
+	report, err := r.Check(t.Context(), CheckOptions{ReadData: ReadData{All: true}})
+	if err != nil || !report.OK() {
+		t.Fatalf("check: %+v, %v", report, err)
+	}
+}
+
+func TestPanicInACommitUnlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("the panic was swallowed")
+				}
+			}()
+			_, _ = r.Commit(t.Context(), func(context.Context, *Writer) (*restic.Snapshot, error) { panic("boom") })
+		}()
+		if locks, err := r.Locks(t.Context()); err != nil || len(locks) != 0 {
+			t.Errorf("%v, %v", locks, err)
+		}
+		if _, err := commitFiles(t.Context(), r, "vm", map[string][]byte{"a": {1}}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestEveryFlippedByteIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		files := map[string][]byte{"a": []byte("some content"), "b": noise(1, 300)}
+		s, err := commitFiles(t.Context(), r, "vm", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kinds := make(map[restic.FileType]int)
+		for _, h := range be.Handles() {
+			good := be.Bytes(h)
+			for i := range good {
+				bad := bytes.Clone(good)
+				bad[i] ^= byte(1 + i%255)
+				broken := be.Clone()
+				broken.Replace(h, bad)
+				kinds[h.Type]++
+
+				noticed := false
+				fresh, err := Open(t.Context(), broken, OpenOptions{Password: password})
+				if err != nil {
+					noticed = true
+					fresh = &Repository{be: &gate{Backend: broken}, config: r.config, key: r.key, zstd: r.zstd, zeros: r.zeros, blobs: newBlobCache(1e6)}
+					fresh.keyID.Store(r.keyID.Load())
+				}
+				report, err := fresh.Check(t.Context(), CheckOptions{ReadData: ReadData{All: true}})
+				if err == nil && report.OK() || !noticed && err != nil {
+					t.Fatalf("%s, byte %d: opening says %v, check %v %+v", h, i, noticed, err, report)
+				}
+				got, err := readFiles(t.Context(), fresh, s)
+				for name := range got {
+					if !bytes.Equal(got[name], files[name]) {
+						t.Fatalf("%s, byte %d: a wrong byte was delivered", h, i)
+					}
+				}
+				if (h.Type == restic.PackFile) && err == nil && i < len(good)-4-200 {
+					t.Fatalf("%s, byte %d: all was read", h, i)
+				}
+				if !noticed {
+					_ = fresh.Close()
+				}
+			}
+		}
+		for _, kind := range []restic.FileType{restic.ConfigFile, restic.KeyFile, restic.SnapshotFile, restic.IndexFile, restic.PackFile} {
+			if kinds[kind] < 50 {
+				t.Errorf("%d bytes of %s were flipped", kinds[kind], kind)
+			}
+		}
+	})
+}
+
+func TestEightWritersAtOnceLoseNothing(t *testing.T) {
+	r, be, peer := onDisk(t)
+	shared := noise(1, 8e6)
+	filesOf := func(i int) map[string][]byte {
+		return map[string][]byte{"shared": shared, "own": noise(uint64(100+i), 2e6)}
+	}
+	type result struct {
+		host string
+		s    *restic.Snapshot
+		err  error
+	}
+	// Processes of their own: each has its own view of the repository.
+	results := make(chan result)
+	for i := range 8 {
+		go func() {
+			own, err := local.Open(be.Location(), 2)
+			if err != nil {
+				results <- result{err: err}
+				return
+			}
+			r, err := Open(t.Context(), own, OpenOptions{Password: "correct horse battery staple"})
+			if err != nil {
+				results <- result{err: err}
+				return
+			}
+			defer r.Close()
+			host := fmt.Sprint("vm", i)
+			s, err := commitFiles(t.Context(), r, host, filesOf(i))
+			results <- result{host, s, err}
+		}()
+	}
+	done := make(map[string]*restic.Snapshot)
+	for range 8 {
+		res := <-results
+		if res.err != nil {
+			t.Fatal(res.err)
+		}
+		done[res.host] = res.s
+	}
+	peer.Run("check", "--read-data")
+	for i := range 8 {
+		wantFiles(t, r, done[fmt.Sprint("vm", i)], filesOf(i))
+	}
+	// Eight commits of one process store what they share once.
+	before := wantClean(t, r)
+	fresh := noise(77, 8e6)
+	for i := range 8 {
+		go func() {
+			host := fmt.Sprint("again", i)
+			s, err := commitFiles(t.Context(), r, host, map[string][]byte{"shared": fresh})
+			results <- result{host, s, err}
+		}()
+	}
+	for range 8 {
+		if res := <-results; res.err != nil {
+			t.Fatal(res.err)
+		}
+	}
+	after := wantClean(t, r)
+	// 8 chunks, one tree of them, a root for each host.
+	if n := after.Blobs - before.Blobs; n != 8+1+8 {
+		t.Errorf("%d blobs were stored by eight commits of the same data", n)
+	}
+	// Prune leaves one copy of what the processes stored twice.
+	if _, err := r.Prune(t.Context(), PruneOptions{MaxUnused: Unused{None: true}}); err != nil {
+		t.Fatal(err)
+	}
+	if last := wantClean(t, r); last.Blobs != 8+8*2+8*2+8+1+8 {
+		t.Errorf("%d blobs are left", last.Blobs)
+	}
+	peer.Run("check", "--read-data")
+}
+
+func TestTwoCopiesAreBetterThanOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		blind := reopen(t, be)
+		files := map[string][]byte{"a": noise(1, 2e6)}
+		// The second writer took its look before the first one wrote.
+		if _, err := blind.idx(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		s, err := commitFiles(t.Context(), r, "vm", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blind.index.fresh = true
+		if err := blind.WithLock(Unlocked(t.Context(), blind), Shared, func(ctx context.Context) error {
+			_, err := commitFiles(ctx, blind, "vm", files)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		var packs []backend.Handle
+		for _, h := range be.Handles() {
+			if h.Type == restic.PackFile && len(be.Bytes(h)) > 1e6 {
+				packs = append(packs, h)
+			}
+		}
+		if len(packs) != 2 {
+			t.Fatalf("%d packs", len(packs))
+		}
+		bad := bytes.Clone(be.Bytes(packs[0]))
+		bad[len(bad)/3] ^= 4
+		be.Replace(packs[0], bad)
+		wantFiles(t, reopen(t, be), s, files)
+		be.Replace(packs[0], nil)
+		wantFiles(t, reopen(t, be), s, files)
+	})
+}
