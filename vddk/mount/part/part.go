@@ -207,7 +207,7 @@ func readGPT(d device.Device, sector int64) (Table, error) {
 		if err == nil {
 			return t, nil
 		}
-		if why == nil || !errors.Is(err, ErrNone) {
+		if why == nil || !errors.Is(err, errNoHeader) {
 			why = err
 		}
 	}
@@ -217,8 +217,10 @@ func readGPT(d device.Device, sector int64) (Table, error) {
 			return t, nil
 		}
 	}
-	return Table{}, fmt.Errorf("GPT and its copy are unusable: %w", why)
+	return Table{}, fmt.Errorf("GPT and its copy are unusable: %v; repair the table in the guest (gdisk), or restore the disk", why)
 }
+
+var errNoHeader = errors.New("no header")
 
 // maxArray bounds the entry array: 128 entries of 128 bytes are usual.
 const maxArray = 1 << 20
@@ -226,7 +228,7 @@ const maxArray = 1 << 20
 func gptAt(d device.Device, off, sector int64) (Table, error) {
 	h := make([]byte, 512)
 	if err := get(d, h, off); err != nil || string(h[:8]) != "EFI PART" {
-		return Table{}, ErrNone
+		return Table{}, errNoHeader
 	}
 	n := le.Uint32(h[12:])
 	if n < 92 || int64(n) > sector {
