@@ -192,7 +192,10 @@ func TestChangedReasons(t *testing.T) {
 		{name: "ctk damaged", since: old, query: lab.FailQuery("vim.hostd.vmsvc.cbt.cannotGetChanges"), reason: ReasonRestarted},
 		{name: "anything else", since: old, query: lab.FailQuery("something.new"), reason: ReasonRefused},
 		{name: "no progress", since: old, query: lab.ShortLength(1 << 40), reason: ReasonInconsistent},
-		{name: "wrong echo", since: old, query: func(_ types.QueryChangedDiskAreas, i *types.DiskChangeInfo) types.BaseMethodFault { i.StartOffset += 512; return nil }, reason: ReasonInconsistent},
+		{name: "wrong echo", since: old, query: func(_ types.QueryChangedDiskAreas, i *types.DiskChangeInfo) types.BaseMethodFault {
+			i.StartOffset += 512
+			return nil
+		}, reason: ReasonInconsistent},
 		{name: "area outside", since: old, query: func(_ types.QueryChangedDiskAreas, i *types.DiskChangeInfo) types.BaseMethodFault {
 			i.ChangedArea = append(i.ChangedArea, types.DiskChangeExtent{Start: i.StartOffset + i.Length, Length: 512})
 			return nil
@@ -205,7 +208,10 @@ func TestChangedReasons(t *testing.T) {
 			i.ChangedArea = append(i.ChangedArea, types.DiskChangeExtent{Start: 8*mib - 512, Length: 64 << 10})
 			return nil
 		}},
-		{name: "answer exceeds the disk", since: old, query: func(_ types.QueryChangedDiskAreas, i *types.DiskChangeInfo) types.BaseMethodFault { i.Length += 64 << 10; return nil }},
+		{name: "answer exceeds the disk", since: old, query: func(_ types.QueryChangedDiskAreas, i *types.DiskChangeInfo) types.BaseMethodFault {
+			i.Length += 64 << 10
+			return nil
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			must(t, m.SetFaults(lab.MachineFaults{Query: c.query}))

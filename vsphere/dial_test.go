@@ -100,7 +100,7 @@ func TestDialFailures(t *testing.T) {
 	defer missing.Close()
 	plain := httptest.NewServer(http.NotFoundHandler())
 	defer plain.Close()
-	busy := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "starting", 503) }))
+	busy := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "starting", http.StatusServiceUnavailable) }))
 	defer busy.Close()
 	user := w.lab.URL().User.Username()
 	for _, c := range []struct {

@@ -183,7 +183,7 @@ func (c *Client) undoMachine(ctx context.Context, e entry, operation string) err
 		return c.destroyMarked(ctx, folder, e.Name, operation)
 	}
 	vm := c.VM(Machine{ID: e.Object, Path: e.Path})
-	m, err := vm.read(ctx, "config.annotation")
+	m, err := vm.read(ctx, "config.annotation", "config.uuid") // an empty annotation is left out of the answer
 	if isNotFound(err) {
 		return nil
 	}

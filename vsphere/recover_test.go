@@ -1,0 +1,358 @@
+package vsphere
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vmkeep/vmkeep/vsphere/lab"
+)
+
+// everything has every side effect of the package, one inside the other.
+func everything(ctx context.Context, c *Client, j *Journal) (err error) {
+	op, err := j.Begin("", "repo1")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, op.End()) }()
+	v, err := c.Find(ctx, "web")
+	if err != nil {
+		return err
+	}
+	if err := v.ResetCBT(ctx, op); err != nil {
+		return err
+	}
+	if _, err := v.WithRelocationDisabled(ctx, op, func(ctx context.Context) error {
+		_, err := v.WithSnapshot(ctx, SnapshotOptions{Operation: op}, func(ctx context.Context, s *Snapshot) error {
+			proxy, err := c.Find(ctx, "proxy")
+			if err != nil {
+				return err
+			}
+			return proxy.WithAttached(ctx, op, s.Disks()[0].Path, func(context.Context, Disk) error { return nil })
+		})
+		return err
+	}); err != nil {
+		return err
+	}
+	s, err := v.State(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := c.PlanMachine(ctx, MachineSpec{Operation: op, ConfigInfo: s.ConfigInfo, Name: "restored", Host: "esx5"})
+	if err != nil {
+		return err
+	}
+	boom := errors.New("boom")
+	_, err = c.CreateMachine(ctx, p, func(ctx context.Context, v *VM) error {
+		_, err := v.WithNewDisk(ctx, DiskSpec{Operation: op, Place: "scsi0:0", Replace: true, Capacity: mib}, func(context.Context, Disk) error { return boom })
+		return err
+	})
+	if !errors.Is(err, boom) {
+		return err
+	}
+	return nil
+}
+
+// crashEnv tells the test binary to be the process that gets killed.
+const crashEnv = "VMKEEP_TEST_CRASH"
+
+// TestCrashChild is no test: it is what TestKilledAtAnyCall starts, and kills.
+func TestCrashChild(t *testing.T) {
+	url, dir, ok := strings.Cut(os.Getenv(crashEnv), " ")
+	if !ok {
+		return
+	}
+	c, err := Dial(t.Context(), Config{URL: url, Insecure: true})
+	must(t, err)
+	defer c.Close()
+	c.quick()
+	must(t, everything(t.Context(), c, openJournal(t, dir)))
+}
+
+// kill runs the child and kills it at its n-th call, before or after the server performed it. false: the child ended
+// before.
+func (w *world) kill(n int, after bool) bool {
+	w.Helper()
+	dir := filepath.Dir(w.j.dir) + "/" + filepath.Base(w.j.dir)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashChild$", "-test.count=1")
+	cmd.Env = append(os.Environ(), crashEnv+"="+w.lab.URL().String()+" "+dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	killed := false
+	started := make(chan struct{})
+	if n > 0 {
+		defer w.lab.Inject(lab.Fault{Nth: n, Do: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+			<-started
+			if after {
+				next.ServeHTTP(discard{}, r)
+			}
+			killed = true
+			_ = cmd.Process.Kill()
+			panic(http.ErrAbortHandler)
+		}})()
+	}
+	must(w, cmd.Start())
+	close(started)
+	if err := cmd.Wait(); err != nil && !killed {
+		w.Fatalf("the child failed: %v\n%s", err, out.String())
+	}
+	return killed
+}
+
+type discard struct{}
+
+func (discard) Header() http.Header         { return http.Header{} }
+func (discard) Write(p []byte) (int, error) { return len(p), nil }
+func (discard) WriteHeader(int)             {}
+
+// A process with every side effect is killed at each of its calls in turn. The next start leaves nothing of it.
+func TestKilledAtAnyCall(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Tracking: true, Host: "esx5"}, {Name: "proxy", Host: "esx5"}}})
+	disks := w.paths("proxy")
+	web := w.paths("web")
+	w.lab.ResetCalls()
+	w.kill(0, false)
+	calls := len(w.lab.Calls())
+	if calls < 50 {
+		t.Fatalf("the child makes %d calls", calls)
+	}
+	stride := 3 // of the about hundred calls; the offset moves so that "before" and "after" alternate
+	for n := 3; n <= calls; n += stride {
+		if !w.kill(n, n%2 == 0) {
+			break
+		}
+		began := time.Now()
+		report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+		if err != nil || len(report.Failed) > 0 || len(report.Kept) > 0 {
+			t.Fatalf("killed at call %d: recovery %+v %v", n, report, err)
+		}
+		if d := time.Since(began); d > 30*time.Second {
+			t.Errorf("recovery took %v", d)
+		}
+		w.clean("web", "proxy")
+		if names := w.lab.Machines(); len(names) != 2 {
+			t.Fatalf("killed at call %d: machines %v", n, names)
+		}
+		if now := w.paths("proxy"); !slices.Equal(now, disks) {
+			t.Fatalf("killed at call %d: the proxy's disks are %v", n, now)
+		}
+		if now := w.paths("web"); !slices.Equal(now, web) {
+			t.Fatalf("killed at call %d: the machine's disks are %v", n, now)
+		}
+		if !w.state(w.find("web")).CBT {
+			t.Fatalf("killed at call %d: change tracking is off", n)
+		}
+		if m, err := w.find("web").read(w.ctx, "disabledMethod"); err != nil || slices.Contains(m.DisabledMethod, relocation) {
+			t.Fatalf("killed at call %d: the machine cannot be moved", n)
+		}
+		if left, err := w.c.Leftovers(w.ctx, w.j); err != nil || len(left) > 0 {
+			t.Fatalf("killed at call %d: leftovers %v %v", n, left, err)
+		}
+		if files, _ := filepath.Glob(w.j.dir + "/*.jsonl"); len(files) > 0 {
+			t.Fatalf("killed at call %d: the journal holds %v", n, files)
+		}
+	}
+}
+
+func TestRecoverLeavesTheLivingAlone(t *testing.T) {
+	w := start(t, machines("web", "db"))
+	_, err := w.find("web").WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin()}, func(ctx context.Context, s *Snapshot) error {
+		report, err := w.c.Recover(ctx, w.j, RecoverOptions{Others: 1})
+		must(t, err)
+		if len(report.Undone) != 0 || len(report.Kept) != 1 || report.Kept[0].Keep != keepRunning || report.Kept[0].Object != s.ID() {
+			t.Errorf("%+v", report)
+		}
+		if w.lab.Machine("web").SnapshotCount() != 1 {
+			t.Error("the living snapshot is gone")
+		}
+		return nil
+	})
+	must(t, err)
+}
+
+// orphan leaves a snapshot with the mark of an operation of j that nobody runs, and nothing in the journal.
+func (w *world) orphan(j *Journal, name string) {
+	w.Helper()
+	op, err := j.Begin("", "repo1")
+	must(w, err)
+	v := object.NewVirtualMachine(w.c.vim, w.lab.Machine(name).Ref())
+	task, err := v.CreateSnapshot(w.ctx, op.snapshotName(), op.mark(), false, false)
+	must(w, err)
+	must(w, task.Wait(w.ctx))
+	must(w, op.End())
+}
+
+func TestHunterFindsOursWithoutTheJournal(t *testing.T) {
+	w := start(t, machines("web"))
+	w.orphan(w.j, "web")
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Undone) != 1 || report.Undone[0].Machine != "/dc1/vm/web" {
+		t.Errorf("%+v", report)
+	}
+	w.clean("web")
+}
+
+func TestHunterRespectsOthers(t *testing.T) {
+	w := start(t, machines("web"))
+	w.orphan(w.journal(), "web")
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Kept) != 1 || report.Kept[0].Keep != keepOther || report.Kept[0].Host == "" {
+		t.Errorf("%+v", report)
+	}
+	report, err = w.c.Recover(w.ctx, w.j, RecoverOptions{Others: time.Hour})
+	must(t, err)
+	if len(report.Kept) != 1 {
+		t.Errorf("too young: %+v", report)
+	}
+	report, err = w.c.Recover(w.ctx, w.j, RecoverOptions{Others: time.Nanosecond})
+	must(t, err)
+	if len(report.Undone) != 1 {
+		t.Errorf("old enough: %+v", report)
+	}
+	w.clean("web")
+}
+
+func TestRecoverKeepsWhatFails(t *testing.T) {
+	w := start(t, machines("web"))
+	w.orphan(w.j, "web")
+	must(t, w.lab.Machine("web").SetFaults(lab.MachineFaults{RemoveSnapshot: &types.FileLocked{}}))
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Failed) != 1 || !errors.Is(report.Err(), ErrLeftover) || !strings.Contains(report.Err().Error(), "/dc1/vm/web") {
+		t.Errorf("%+v %v", report, report.Err())
+	}
+	must(t, w.lab.Machine("web").SetFaults(lab.MachineFaults{}))
+	report, err = w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Undone) != 1 || report.Err() != nil {
+		t.Errorf("%+v", report)
+	}
+}
+
+func TestRecoverOfAnotherServer(t *testing.T) {
+	w := start(t, machines("web"))
+	op, err := w.j.Begin("op1", "")
+	must(t, err)
+	_, err = op.announce(entry{Kind: EntrySnapshot, Server: "another", Machine: "vm-1", Object: "vmkeep-op1"})
+	must(t, err)
+	_ = op.End()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Kept) != 1 || report.Kept[0].Keep != keepServer {
+		t.Errorf("%+v", report)
+	}
+	if files, _ := filepath.Glob(w.j.dir + "/*.jsonl"); len(files) != 1 {
+		t.Errorf("the journal forgot the other server: %v", files)
+	}
+}
+
+// A machine that was finished is no half-made one, even when the journal was not struck in time.
+func TestRecoverSparesFinishedMachines(t *testing.T) {
+	w := start(t, machines("web"))
+	op, err := w.j.Begin("op1", "")
+	must(t, err)
+	m := w.lab.Machine("web").Ref()
+	_, err = op.announce(entry{Kind: EntryMachine, Server: w.c.about.InstanceUUID, Machine: "group-v1", Object: m.Value, Name: "web"})
+	must(t, err)
+	_ = op.End()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Failed) > 0 || len(w.lab.Machines()) != 1 {
+		t.Errorf("%+v (%v), machines %v", report, report.Err(), w.lab.Machines())
+	}
+	// One that says it is half-made, and is not in the journal, is reported only.
+	must(t, w.lab.Machine("web").Reconfigure(types.VirtualMachineConfigSpec{Annotation: op.mark()}))
+	left, err := w.c.Leftovers(w.ctx, w.j)
+	must(t, err)
+	if len(left) != 1 || left[0].Kind != EntryMachine || left[0].Keep != keepUnknown {
+		t.Errorf("leftovers %+v", left)
+	}
+}
+
+// methodSwitch answers DisableMethods and EnableMethods, which the simulator does not know, as a vCenter does.
+func (w *world) methodSwitch() (disabled func() bool) {
+	var mu sync.Mutex
+	off := false
+	for method, to := range map[string]bool{"DisableMethods": true, "EnableMethods": false} {
+		w.lab.Inject(lab.Fault{Method: method, Times: -1, Do: func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil || !bytes.Contains(body, []byte(relocation)) || !bytes.Contains(body, []byte("vmkeep-")) {
+				w.Errorf("%s: %s", method, body)
+			}
+			mu.Lock()
+			off = to
+			mu.Unlock()
+			fmt.Fprintf(rw, `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><%[1]sResponse xmlns="urn:vim25"></%[1]sResponse></Body></Envelope>`, method)
+		}})
+	}
+	return func() bool {
+		mu.Lock()
+		defer mu.Unlock()
+		return off
+	}
+}
+
+func TestRelocationIsDisabledAndEnabled(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	disabled := w.methodSwitch()
+	boom := errors.New("boom")
+	for _, want := range []error{nil, boom} {
+		protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(context.Context) error {
+			if !disabled() {
+				t.Error("not disabled")
+			}
+			return want
+		})
+		if !protected || !errors.Is(err, want) || disabled() {
+			t.Errorf("protected %v, %v, still disabled %v", protected, err, disabled())
+		}
+	}
+	// A dead operation's switch is turned back.
+	op, err := w.j.Begin("dead", "")
+	must(t, err)
+	_, err = op.announce(entry{Kind: EntryMethod, Server: w.c.about.InstanceUUID, Machine: v.ID(), Object: relocation})
+	must(t, err)
+	_ = op.End()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	if err != nil || len(report.Undone) != 1 || w.lab.Count("EnableMethods") != 3 {
+		t.Errorf("%+v %v", report, err)
+	}
+	w.lab.ClearFaults()
+	// Where it cannot be had, fn runs unprotected.
+	ran := false
+	protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(context.Context) error { ran = true; return nil })
+	if protected || err != nil || !ran {
+		t.Errorf("protected %v, %v, ran %v", protected, err, ran)
+	}
+}
+
+func TestRevertTasksAreRecognized(t *testing.T) {
+	task := func(id string) types.BaseEvent {
+		return &types.TaskEvent{Info: types.TaskInfo{DescriptionId: id}}
+	}
+	for _, id := range []string{"VirtualMachine.revertToCurrentSnapshot", "vm.Snapshot.revert"} {
+		if !isRevert(task(id)) {
+			t.Errorf("%s is not seen", id)
+		}
+	}
+	if isRevert(task("VirtualMachine.createSnapshot")) || isRevert(&types.VmPoweredOnEvent{}) {
+		t.Error("something else is taken for a revert")
+	}
+}
