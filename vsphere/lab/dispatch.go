@@ -37,7 +37,7 @@ type sim struct {
 	dirs     map[string]string // datastore -> directory
 	hosts    []*simulator.HostSystem
 	capacity map[string]*space // datastore -> room
-	starting bool // while Start makes machines; then nobody else works on them
+	starting bool              // while Start makes machines; then nobody else works on them
 	taskSeq  int
 	watched  map[ref]chan struct{}
 	tasks    sync.WaitGroup

@@ -162,8 +162,20 @@ func (l *Lab) start(ctx context.Context, opt Options) (err error) {
 		s.reg.OptionManager().Setting = append(s.reg.OptionManager().Setting,
 			&types.OptionValue{Key: "config.vmacore.soap.sessionTimeout", Value: opt.SessionIdle.String()})
 	}
-	l.server = m.Service.NewServer()
+	if l.server, err = newServer(m.Service); err != nil {
+		return err
+	}
 	return s.startNFC()
+}
+
+// newServer starts the simulator's server, which panics when it cannot listen.
+func newServer(svc *simulator.Service) (server *simulator.Server, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%v", p)
+		}
+	}()
+	return svc.NewServer(), nil
 }
 
 // Close stops the servers, waits for running tasks and removes what Start made.
