@@ -148,25 +148,40 @@ func (f *FS) readDir(dir ID, after Cursor, yield func(Entry) bool) (err error) {
 			err = caught(r)
 		}
 	}()
-	return f.d.ReadDir(dir, after, func(e Entry) bool {
+	var bad *Entry
+	err = f.d.ReadDir(dir, after, func(e Entry) bool {
+		if !validName(e.Name) {
+			bad = &e
+			return true
+		}
 		outside = true
 		on := yield(e)
 		outside = false
 		return on
 	})
+	if err == nil && bad != nil {
+		err = Damaged("directory %v holds the name %q", dir, bad.Name)
+	}
+	return err
+}
+
+// validName reports whether a name can be one element of a path. No guest can make others; bytes that claim them
+// must not lead a restore out of its directory.
+func validName(s string) bool {
+	return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/\x00")
 }
 
 // Lookup finds a name in a directory. Where the format folds case, an exact match wins over others.
 func (f *FS) Lookup(dir ID, name string) (ID, error) {
 	names, err := f.dirs.get(dir, func(add func(Entry) bool) error { return f.readDir(dir, 0, add) })
+	if id, ok := names[name]; ok { // also where the rest of the directory is damaged
+		return id, nil
+	}
 	if err != nil {
 		return ID{}, err
 	}
-	if names == nil { // too large to keep: scan
+	if names == nil { // too large to keep
 		return f.scan(dir, name)
-	}
-	if id, ok := names[name]; ok {
-		return id, nil
 	}
 	if f.info.FoldCase {
 		return f.scan(dir, name)
@@ -270,7 +285,8 @@ const (
 
 func newDirs() *dirs { return &dirs{use: list.New(), at: map[ID]*list.Element{}} }
 
-// get returns the names of dir, reading them when they are not kept; nil when there are too many.
+// get returns the names of dir, reading them when they are not kept; nil when there are too many, and with an error
+// those that were read before it.
 func (d *dirs) get(dir ID, read func(func(Entry) bool) error) (map[string]ID, error) {
 	d.mu.Lock()
 	if e := d.at[dir]; e != nil {
@@ -290,7 +306,7 @@ func (d *dirs) get(dir ID, read func(func(Entry) bool) error) (map[string]ID, er
 		return small
 	})
 	if err != nil {
-		return nil, err
+		return ids, err
 	}
 	if !small {
 		return nil, nil

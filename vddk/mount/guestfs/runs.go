@@ -10,7 +10,7 @@ import (
 	"github.com/vmkeep/vmkeep/chunker/extent"
 )
 
-// maxRuns bounds the runs kept for one stream: 4 Mi runs are 200 MB. A file in more pieces than that is
+// maxRuns bounds the runs kept for one stream: 4 Mi runs are 100 MB. A file in more pieces than that is
 // refused instead of being read.
 const maxRuns = 4 << 20
 
@@ -20,8 +20,17 @@ type Map struct {
 	runs []run
 }
 
-// run is a Run in 32 bytes: only Data and Zero occur, and Zero has disk < 0.
+// run is a Run in 24 bytes: only Data and Zero occur, and Zero has disk < 0.
 type run struct{ file, disk, len int64 }
+
+// join appends s to r when it continues it in the stream and on the volume.
+func (r *run) join(s run) bool {
+	if r.file+r.len != s.file || r.disk < 0 != (s.disk < 0) || r.disk >= 0 && r.disk+r.len != s.disk {
+		return false
+	}
+	r.len += s.len
+	return true
+}
 
 // Add says that n bytes of the stream at file lie at disk; disk < 0: they were allocated and never written.
 // Bytes never named are holes. Neighbours are joined.
@@ -32,12 +41,8 @@ func (m *Map) Add(file, disk, n int64) error {
 	if n == 0 {
 		return nil
 	}
-	if k := len(m.runs); k > 0 {
-		l := &m.runs[k-1]
-		if l.file+l.len == file && (l.disk < 0 && disk < 0 || l.disk >= 0 && l.disk+l.len == disk) {
-			l.len += n
-			return nil
-		}
+	if k := len(m.runs); k > 0 && m.runs[k-1].join(run{file, disk, n}) {
+		return nil
 	}
 	if len(m.runs) >= maxRuns {
 		return fmt.Errorf("file in more than %d pieces: %w", maxRuns, ErrTooLarge)
@@ -65,11 +70,19 @@ func (m *Map) file(src *Source, read func([]byte, int64) error, size int64) (Fil
 		}
 		return 0
 	})
-	for k := 1; k < len(m.runs); k++ {
-		if p := m.runs[k-1]; p.file+p.len > m.runs[k].file {
-			return nil, Damaged("two extents hold byte %d of a file", m.runs[k].file)
+	joined := m.runs[:0]
+	for _, r := range m.runs {
+		if k := len(joined) - 1; k >= 0 {
+			if joined[k].file+joined[k].len > r.file {
+				return nil, Damaged("two extents hold byte %d of a file", r.file)
+			}
+			if joined[k].join(r) {
+				continue
+			}
 		}
+		joined = append(joined, r)
 	}
+	m.runs = joined
 	end := sort.Search(len(m.runs), func(k int) bool { return m.runs[k].file >= size })
 	return &mapFile{src, read, size, m.runs[:end:end]}, nil
 }
