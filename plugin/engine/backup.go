@@ -338,6 +338,10 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 		APIVersion: about.APIVersion, Host: st.Host, Folder: st.Folder, ResourcePool: st.ResourcePool, HostBuild: st.HostBuild, GuestOS: st.GuestOS, HWVersion: st.HWVersion,
 		PowerState: string(st.Power), Template: st.Template, Restored: restoredMark(st.ConfigInfo),
 	}
+	if half := extraConfig(st.ConfigInfo, restoringKey); half != "" {
+		m.Restored += " restoring " + half
+		j.warn(warning(plugin.CodeDegraded, "a restore into this machine was interrupted: its disks are neither old nor new", "of point "+half, "run the restore again"))
+	}
 	for _, t := range st.SnapshotTree {
 		if t.Operation == "" {
 			m.Snapshots = append(m.Snapshots, t.ID)

@@ -167,7 +167,7 @@ func TestCancelledBackupLeavesNothing(t *testing.T) {
 	eachWay(t, oneDisk(), func(t *testing.T, r *rig) {
 		r.scribble(seeded(6), "db", bigKey, mediumSize, 20, 4<<20)
 		r.lab.NFC().SetScenario(nfctest.Scenario{Bandwidth: 8 << 20}) // slow enough to be caught reading
-		_, err := r.Machines(t.Context(), plugin.Selection{}) // the session stays
+		_, err := r.Machines(t.Context(), plugin.Selection{})         // the session stays
 		r.must(err)
 		running := goleak.IgnoreCurrent()
 		ctx, cancel := context.WithCancel(t.Context())

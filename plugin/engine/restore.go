@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/vddk"
@@ -39,6 +40,10 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 					return job.newMachine(ctx)
 				case plugin.RestoreDirectory:
 					return job.directory(ctx)
+				case plugin.RestoreInPlace, plugin.RestoreRollback:
+					return job.inPlace(ctx)
+				case plugin.RestoreAttach:
+					return job.attach(ctx)
 				}
 				return invalid("mode", fmt.Sprintf("unknown mode of restore %q", req.Mode), "use new, in-place, rollback, attach or directory")
 			})
@@ -83,9 +88,20 @@ func (j *restoreJob) chosen() ([]manifestDisk, error) {
 	return out, nil
 }
 
-// write writes one disk of the point to a target and verifies it where that was asked for. flush makes the target
-// durable before it is read back; the target stays the caller's.
-func (j *restoreJob) write(ctx context.Context, d manifestDisk, target diskTarget, flush func() error) error {
+// output is where one disk of a point is written to.
+type output struct {
+	disk   manifestDisk
+	target diskTarget
+	fresh  bool         // the target reads as zeros
+	only   extent.Set   // what to write; nil: everything
+	flush  func() error // makes the target durable; nil: closing it does
+	reason string       // how only was found
+}
+
+// write writes one disk of the point to a target and verifies it where that was asked for. The target stays the
+// caller's.
+func (j *restoreJob) write(ctx context.Context, o output) error {
+	d := o.disk
 	parts, err := j.point.partTrees(ctx, d.Name)
 	if err != nil {
 		return err
@@ -93,23 +109,23 @@ func (j *restoreJob) write(ctx context.Context, d manifestDisk, target diskTarge
 	s := j.scope.on(d.Name)
 	s.phase("restore")
 	m, end := s.meter("restore", d.Capacity)
-	w := &diskWriter{repo: j.repo, target: target, size: d.Capacity, parts: parts, fresh: true, allowMissing: j.req.AllowMissing, meter: m}
+	w := &diskWriter{repo: j.repo, target: o.target, size: d.Capacity, parts: parts, fresh: o.fresh, only: o.only, allowMissing: j.req.AllowMissing, meter: m}
 	err = w.run(ctx)
 	end()
-	done := plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Written: w.written.Load()}
+	done := plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Written: w.written.Load(), Reason: o.reason}
 	for _, e := range w.lost {
 		done.Lost = append(done.Lost, plugin.ByteRange{Off: e.Off, Len: e.Len})
 	}
 	j.report.Stats.Size += d.Capacity
 	j.report.Stats.Fetched += w.fetched.Load()
 	j.report.Stats.Written += w.written.Load()
-	if err == nil && flush != nil {
-		err = flush()
+	if err == nil && o.flush != nil {
+		err = o.flush()
 	}
 	if err == nil && j.req.Verify {
 		s.phase("verify")
 		vm, end := s.meter("verify", d.Capacity)
-		different, failed := w.verify(ctx, vm)
+		different, failed := w.whole().verify(ctx, vm)
 		end()
 		j.report.Stats.Read += vm.read.Load()
 		switch err = failed; {
@@ -216,7 +232,7 @@ func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home strin
 	for _, f := range files.files {
 		j.report.Files = append(j.report.Files, f.Name())
 	}
-	return j.write(ctx, d, files, files.sync)
+	return j.write(ctx, output{disk: d, target: files, fresh: true, flush: files.sync})
 }
 
 // newMachine makes a machine like the saved one and fills its disks.
@@ -338,8 +354,7 @@ func (j *restoreJob) fill(ctx context.Context, vc *vsphere.Client, vm *vsphere.V
 
 func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, d manifestDisk, to vsphere.Disk) (err error) {
 	if to.Capacity < d.Capacity {
-		return &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the target disk is too small", Object: to.Path,
-			Detail: fmt.Sprintf("%d bytes, the point's disk has %d", to.Capacity, d.Capacity), Remedy: "restore to a disk of the same size"}
+		return tooSmall(to, d)
 	}
 	spec := vddk.Spec{VM: vm.ID(), Key: to.Key, Path: to.Path, Capacity: to.Capacity, Write: true}
 	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(vc), func(name string, err error) {
@@ -349,12 +364,7 @@ func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphe
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
-	return j.write(ctx, d, disk, func() error {
-		if f, ok := disk.(vddk.Flusher); ok {
-			return f.Flush(ctx)
-		}
-		return nil
-	})
+	return j.write(ctx, output{disk: d, target: disk, fresh: true, flush: flusher(ctx, disk)})
 }
 
 func (j *restoreJob) note(d plugin.Diagnostic) {

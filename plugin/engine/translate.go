@@ -53,7 +53,10 @@ func leftoverText(l vsphere.Leftover) string {
 const restoredKey = "vmkeep.restored"
 
 // restoredMark reads restoredKey out of a saved ConfigInfo; empty when the machine was never restored.
-func restoredMark(config json.RawMessage) string {
+func restoredMark(config json.RawMessage) string { return extraConfig(config, restoredKey) }
+
+// extraConfig reads an entry of the extra configuration out of a saved ConfigInfo; empty when there is none.
+func extraConfig(config json.RawMessage, key string) string {
 	var c struct {
 		ExtraConfig []struct {
 			Key   string          `json:"key"`
@@ -64,7 +67,7 @@ func restoredMark(config json.RawMessage) string {
 		return ""
 	}
 	for _, x := range c.ExtraConfig {
-		if x.Key != restoredKey {
+		if x.Key != key {
 			continue
 		}
 		var plain string

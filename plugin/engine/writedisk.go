@@ -73,6 +73,11 @@ func (w *diskWriter) run(ctx context.Context) error {
 	return stitch.complete()
 }
 
+// whole is a writer for the same disk without a selection.
+func (w *diskWriter) whole() *diskWriter {
+	return &diskWriter{repo: w.repo, target: w.target, size: w.size, parts: w.parts, meter: w.meter, lost: w.lost}
+}
+
 // pieces lists the chunks of parts [first, last) that hold bytes to write.
 func (w *diskWriter) pieces(ctx context.Context, first, last int) ([]piece, error) {
 	var out []piece
