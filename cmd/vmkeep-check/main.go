@@ -65,6 +65,9 @@ func (p *program) run(ctx context.Context, args []string) int {
 		return p.nagiosExit(o, err)
 	}
 	code := exitCode(err)
+	if err != nil && ctx.Err() != nil {
+		code = exitInterrupted // the context's cause, which err tells, names the signal
+	}
 	if err != nil && !errors.Is(err, errDamaged) {
 		p.fail(o, code, err)
 	}

@@ -254,8 +254,8 @@ func TestInterruptedCheckExitsAsInterrupted(t *testing.T) {
 	peers.Restic(t, peer).Run("init")
 	for _, flag := range []string{"--quiet", "--json", "--nagios"} {
 		p, stdout, stderr := testProgram(t, map[string]string{"RESTIC_PASSWORD": peers.Password})
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(errors.New("interrupt signal received")) // as signal.NotifyContext does
 		proof := filepath.Join(t.TempDir(), "proof")
 		want := exitInterrupted
 		if flag == "--nagios" {

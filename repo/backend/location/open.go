@@ -36,6 +36,8 @@ type Settings struct {
 	Upload, Download int
 	// Retry is how long to insist.
 	Retry backend.Policy
+	// Observe, if any, is told of every operation that reached the store, retries one by one.
+	Observe func(backend.Call)
 }
 
 // optionsOf are the options that a kind of store understands.
@@ -46,7 +48,7 @@ func optionsOf(scheme string) []string {
 	case "rest":
 		return []string{"rest.connections"}
 	case "s3":
-		return []string{"s3.connections", "s3.storage-class", "s3.region", "s3.bucket-lookup", "s3.unsafe-anonymous-auth"}
+		return []string{"s3.connections", "s3.storage-class", "s3.region", "s3.bucket-lookup", "s3.list-objects-v1", "s3.unsafe-anonymous-auth"}
 	case "sftp":
 		return []string{"sftp.connections", "sftp.command", "sftp.args"}
 	case "rclone":
@@ -87,6 +89,9 @@ func open(ctx context.Context, l Location, s Settings, why purpose) (backend.Bac
 	if err != nil {
 		return nil, fmt.Errorf("repository at %s: %w", l, err)
 	}
+	if s.Observe != nil {
+		b = backend.Observe(b, s.Observe)
+	}
 	return backend.Retry(backend.Limit(b, 0), s.Retry), nil
 }
 
@@ -126,6 +131,19 @@ func (o opener) connections() (int, error) {
 		return 0, backend.Permanent(fmt.Errorf("option %s=%q: want a number of at least 1", name, text))
 	}
 	return n, nil
+}
+
+// boolOption reads the option of that name; it is false if not given.
+func (o opener) boolOption(name string) (bool, error) {
+	text, ok := o.s.Options[name]
+	if !ok {
+		return false, nil
+	}
+	v, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, backend.Permanent(fmt.Errorf("option %s=%q: want true or false", name, text))
+	}
+	return v, nil
 }
 
 func (o opener) store(ctx context.Context) (backend.Backend, error) {
@@ -219,10 +237,14 @@ func (o opener) s3(ctx context.Context, connections int) (backend.Backend, error
 	if region == "" {
 		region = o.env("AWS_DEFAULT_REGION")
 	}
+	listV1, err := o.boolOption("s3.list-objects-v1")
+	if err != nil {
+		return nil, err
+	}
 	cfg := s3.Config{
 		Endpoint: o.l.url.Host, HTTP: o.l.url.Scheme == "http", Bucket: o.l.bucket, Prefix: o.l.prefix, Region: region,
 		Lookup: o.s.Options["s3.bucket-lookup"], StorageClass: o.s.Options["s3.storage-class"],
-		Credentials: creds, Connections: connections, Transport: transport,
+		Credentials: creds, ListV1: listV1, Connections: connections, Transport: transport,
 	}
 	if o.why == fresh {
 		return nonNil(s3.Create(ctx, cfg))
@@ -232,14 +254,10 @@ func (o opener) s3(ctx context.Context, connections int) (backend.Backend, error
 
 // s3Credentials looks where AWS's own tools look: variables, the shared file, the machine's role.
 func (o opener) s3Credentials(transport http.RoundTripper) (*credentials.Credentials, error) {
-	if text, ok := o.s.Options["s3.unsafe-anonymous-auth"]; ok {
-		anonymous, err := strconv.ParseBool(text)
-		if err != nil {
-			return nil, backend.Permanent(fmt.Errorf("option s3.unsafe-anonymous-auth=%q: want true or false", text))
-		}
-		if anonymous {
-			return credentials.New(&credentials.Static{Value: credentials.Value{SignerType: credentials.SignatureAnonymous}}), nil
-		}
+	if anonymous, err := o.boolOption("s3.unsafe-anonymous-auth"); err != nil {
+		return nil, err
+	} else if anonymous {
+		return credentials.New(&credentials.Static{Value: credentials.Value{SignerType: credentials.SignatureAnonymous}}), nil
 	}
 	key, secret := o.env("AWS_ACCESS_KEY_ID"), o.env("AWS_SECRET_ACCESS_KEY")
 	if (key == "") != (secret == "") {

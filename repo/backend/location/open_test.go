@@ -5,18 +5,23 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"maps"
 	"math/big"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -332,6 +337,7 @@ func TestBadSettingsAreExplained(t *testing.T) {
 		"half a key":      {"s3:h/b", location.Settings{Env: env("AWS_ACCESS_KEY_ID", "x")}, "both are needed"},
 		"no credentials":  {"s3:h/b", location.Settings{Env: env("AWS_SHARED_CREDENTIALS_FILE", "/no/such/file")}, "AWS_PROFILE"},
 		"no rclone":       {"rclone:r:p", location.Settings{Options: map[string]string{"rclone.program": "/no/such/rclone"}}, "install it"},
+		"not a bool":      {"s3:h/b", location.Settings{Options: map[string]string{"s3.unsafe-anonymous-auth": "maybe"}}, "true or false"},
 		"archive storage": {"s3:h/b", location.Settings{Env: env("", ""), Options: map[string]string{"s3.unsafe-anonymous-auth": "true", "s3.storage-class": "GLACIER"}}, "GLACIER_IR"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -341,6 +347,89 @@ func TestBadSettingsAreExplained(t *testing.T) {
 			_, err := location.Create(t.Context(), parse(t, test.location), test.settings)
 			if !errors.Is(err, backend.ErrPermanent) || !strings.Contains(err.Error(), test.text) {
 				t.Errorf("%v; want a word about %q", err, test.text)
+			}
+		})
+	}
+}
+
+// The server demands a certificate that an authority signed which it knows; ours signs itself.
+func TestClientCertificateIsPresented(t *testing.T) {
+	cert, key := certificate(t)
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, own := x509.NewCertPool(), filepath.Join(t.TempDir(), "client.pem")
+	var both []byte
+	for _, name := range []string{cert, key} {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		both = append(both, text...)
+	}
+	pool.AppendCertsFromPEM(both)
+	if err := os.WriteFile(own, both, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // it complains about the client without a certificate
+	server.StartTLS()
+	defer server.Close()
+	for _, env := range []map[string]string{{"RESTIC_CACERT": cert}, {"RESTIC_CACERT": cert, "RESTIC_TLS_CLIENT_CERT": own}} {
+		_, with := env["RESTIC_TLS_CLIENT_CERT"]
+		b, err := location.Create(t.Context(), parse(t, "rest:"+server.URL), settings(peers.Peer{Env: env}))
+		if (err == nil) != with {
+			t.Errorf("with a certificate %v: %v", with, err)
+		}
+		if err == nil {
+			if err := b.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func TestRatesHoldAndOperationsAreObserved(t *testing.T) {
+	for name, place := range map[string]func(testing.TB) peers.Peer{"local": peers.Local, "rest": places["rest"], "sftp": peers.SFTP, "rclone": places["rclone"]} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			p := place(t)
+			var mu sync.Mutex
+			bytesOf := map[string]int64{}
+			s := settings(p)
+			s.Upload, s.Download = 400, 800 // KiB/s
+			s.Observe = func(c backend.Call) {
+				mu.Lock()
+				defer mu.Unlock()
+				bytesOf[c.Verb] += c.Bytes
+			}
+			b, err := location.Create(t.Context(), parse(t, p.Location), s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			data := backendtest.Bytes(400 << 10)
+			h := backendtest.HandleOf(restic.PackFile, data)
+			start := time.Now()
+			if err := b.Save(t.Context(), h, data); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); took < 900*time.Millisecond {
+				t.Errorf("400 KiB at 400 KiB/s took %v", took)
+			}
+			start = time.Now()
+			if got := read(t, b, h); !bytes.Equal(got, data) {
+				t.Error("other bytes came back")
+			}
+			if took := time.Since(start); took < 450*time.Millisecond {
+				t.Errorf("400 KiB at 800 KiB/s took %v", took)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if bytesOf["save"] != int64(len(data)) || bytesOf["load"] != int64(len(data)) {
+				t.Errorf("observed %v", bytesOf)
 			}
 		})
 	}

@@ -2,11 +2,15 @@ package s3_test
 
 import (
 	"context"
+	"crypto/md5"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -114,6 +118,89 @@ func TestListSkipsWhatIsNoFileOfTheRepository(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// recorder keeps the requests that go by.
+type recorder struct {
+	http.RoundTripper
+	mu   sync.Mutex
+	seen []*http.Request
+}
+
+func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	r.mu.Lock()
+	r.seen = append(r.seen, req.Clone(context.Background()))
+	r.mu.Unlock()
+	return r.RoundTripper.RoundTrip(req)
+}
+
+func TestRequestsCarryWhatWasConfigured(t *testing.T) {
+	cfg := config(t, peers.S3(t))
+	rec := &recorder{RoundTripper: cfg.Transport}
+	cfg.Transport, cfg.StorageClass, cfg.ListV1 = rec, "STANDARD", true
+	b := create(t, cfg)
+	defer b.Close()
+	data := backendtest.Bytes(6 << 20) // beyond minio-go's own limit for one request
+	h := backendtest.HandleOf(restic.PackFile, data)
+	if err := b.Save(t.Context(), h, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.List(t.Context(), restic.PackFile, func(backend.FileInfo) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	puts, lists := 0, 0
+	for _, req := range rec.seen {
+		if !strings.HasPrefix(req.URL.Path, "/"+cfg.Bucket) {
+			t.Errorf("%s is not path style", req.URL)
+		}
+		if req.Method == http.MethodPut && strings.HasSuffix(req.URL.Path, h.Name) {
+			puts++
+			sum := md5.Sum(data)
+			if got := req.Header.Get("Content-Md5"); got != base64.StdEncoding.EncodeToString(sum[:]) {
+				t.Errorf("Content-MD5 %q", got)
+			}
+			if got := req.Header.Get("X-Amz-Storage-Class"); got != "STANDARD" {
+				t.Errorf("storage class %q", got)
+			}
+			// Over http the signature is in the stream as well.
+			if req.ContentLength < int64(len(data)) {
+				t.Errorf("%d bytes in one request, want all %d", req.ContentLength, len(data))
+			}
+		}
+		if query := req.URL.Query(); query.Has("prefix") {
+			lists++
+			if query.Get("list-type") == "2" {
+				t.Errorf("listing of version 2: %s", req.URL)
+			}
+		}
+	}
+	if puts != 1 || lists == 0 {
+		t.Errorf("%d uploads, %d listings", puts, lists)
+	}
+}
+
+func TestTwoInitsAtOnceOneLoses(t *testing.T) {
+	cfg := config(t, peers.S3(t))
+	first := create(t, cfg)
+	defer first.Close()
+	var won, lost atomic.Int32
+	var g errgroup.Group
+	for range 8 {
+		g.Go(func() error {
+			switch err := first.Save(t.Context(), backend.Handle{Type: restic.ConfigFile}, backendtest.Bytes(100)); {
+			case err == nil:
+				won.Add(1)
+			case errors.Is(err, backend.ErrExist):
+				lost.Add(1)
+			default:
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil || won.Load() != 1 || lost.Load() != 7 {
+		t.Errorf("%d won, %d lost, %v", won.Load(), lost.Load(), err)
 	}
 }
 

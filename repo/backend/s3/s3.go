@@ -43,9 +43,11 @@ type Config struct {
 	Lookup string
 	// StorageClass of new objects; empty is the bucket's default. Archive classes are refused.
 	StorageClass string
-	Credentials  *credentials.Credentials
-	Connections  int               // 0 means DefaultConnections
-	Transport    http.RoundTripper // nil means http.DefaultTransport
+	// ListV1 lists with the first version of the request, for services without the second.
+	ListV1      bool
+	Credentials *credentials.Credentials
+	Connections int               // 0 means DefaultConnections
+	Transport   http.RoundTripper // nil means http.DefaultTransport
 }
 
 // Backend is a bucket. Its methods are those of [backend.Backend].
@@ -253,7 +255,7 @@ func (b *Backend) List(ctx context.Context, t restic.FileType, fn func(backend.F
 		return err
 	}
 	prefix := path.Join(b.cfg.Prefix, string(t)) + "/"
-	for object := range b.client.ListObjectsIter(ctx, b.cfg.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true}) {
+	for object := range b.client.ListObjectsIter(ctx, b.cfg.Bucket, minio.ListObjectsOptions{Prefix: prefix, Recursive: true, UseV1: b.cfg.ListV1}) {
 		if object.Err != nil {
 			return fmt.Errorf("list %s: %w", t, b.explain(ctx, object.Err))
 		}
