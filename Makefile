@@ -1,0 +1,93 @@
+# vmkeep. "make demo" shows the main job, "make test" passes the tests; "make help" lists the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+GO ?= go
+BIN := $(CURDIR)/bin
+PROGRAMS := $(filter-out cmd/internal,$(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
+FUZZTIME ?= 20s
+
+# Programs are static. Only the race detector needs C.
+export CGO_ENABLED := 0
+
+# What the tests and benchmarks run or compare with, as Debian names it. This is the one list of it.
+PACKAGES := gcc protobuf-compiler python3-grpcio python3-protobuf \
+  e2fsprogs xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs lvm2 genisoimage attr acl \
+  qemu-utils nbdkit libnbd-bin fuse3 openssh-server openssh-client rclone
+
+.PHONY: help
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## build all programs into bin/, static
+	@mkdir -p $(BIN)
+	$(GO) build -o $(BIN)/ $(addprefix ./,$(PROGRAMS))
+
+.PHONY: test
+test: tools peers build ## run all tests with the race detector; architecture tests are never cached
+	$(GO) test -count=1 ./cmd
+	CGO_ENABLED=1 $(GO) test -race -timeout 45m ./...
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l chunker cmd plugin repo vddk vsphere); if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w): $$unformatted" >&2; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	GOOS=windows $(GO) vet ./cmd/vmkeep ./plugin
+
+.PHONY: demo
+demo: peers build ## back up, change, back up again and restore a machine of an embedded vSphere
+	$(GO) run ./cmd/internal/demo -bin $(BIN)
+
+.PHONY: fuzz
+fuzz: ## run every fuzzer for FUZZTIME (20s)
+	@grep -rn --include='*_test.go' -oE '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^\./(.*)/[^/]+:[0-9]+:func (.*)|\1 \2|' | sort -u | while read -r dir name; do \
+	  echo "== $$dir $$name"; $(GO) test "./$$dir" -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME); done
+
+.PHONY: proto
+proto: generators ## generate the Go code of the wire from plugin/proto
+	PATH=$(BIN)/generators:$$PATH protoc -I plugin/proto --go_out=. --go_opt=module=github.com/vmkeep/vmkeep \
+	  --go-grpc_out=. --go-grpc_opt=module=github.com/vmkeep/vmkeep plugin/proto/vmkeep/plugin/v1/*.proto
+
+.PHONY: proto-check
+proto-check: generators ## check that the committed code of the wire is what plugin/proto says
+	@out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT; \
+	PATH=$(BIN)/generators:$$PATH protoc -I plugin/proto --go_out=$$out --go_opt=module=github.com/vmkeep/vmkeep \
+	  --go-grpc_out=$$out --go-grpc_opt=module=github.com/vmkeep/vmkeep plugin/proto/vmkeep/plugin/v1/*.proto; \
+	diff -r -I '^// [-	]*protoc ' $$out/plugin/internal/pb plugin/internal/pb || { echo 'run "make proto" and commit the result' >&2; exit 1; }
+
+.PHONY: generators
+generators:
+	@mkdir -p $(BIN)/generators
+	@command -v protoc >/dev/null || { echo 'protoc is missing: apt-get install protobuf-compiler, or run "make tools" as root' >&2; exit 1; }
+	@$(GO) build -o $(BIN)/generators/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+
+.PHONY: peers
+peers: $(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw ## build the programs that repositories are tested against
+$(BIN)/restic: PEER := github.com/restic/restic/cmd/restic
+$(BIN)/rest-server: PEER := github.com/restic/rest-server/cmd/rest-server
+$(BIN)/versitygw: PEER := github.com/versity/versitygw/cmd/versitygw
+$(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw: testdata/peers/go.mod
+	@mkdir -p $(BIN)
+	cd testdata/peers && $(GO) build -o $@ $(PEER)
+
+.PHONY: tools
+tools: ## install the Debian packages that tests need, when root; tell what is missing otherwise
+	@missing=(); for p in $(PACKAGES); do dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || missing+=($$p); done; \
+	if [ $${#missing[@]} -eq 0 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  export DEBIAN_FRONTEND=noninteractive; apt-get -q update; apt-get -q install -y --no-install-recommends "$${missing[@]}"; \
+	else \
+	  echo "missing packages: $${missing[*]}" >&2; \
+	  echo "  -> sudo apt-get install $${missing[*]}   (or what your system calls them)" >&2; \
+	  if [ "$${CI:-}" = true ]; then exit 1; fi; \
+	  echo "  tests that need them are skipped; in CI they would fail" >&2; \
+	fi
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf $(BIN)
+	$(GO) clean -testcache
