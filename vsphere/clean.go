@@ -300,10 +300,9 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 		}
 	}
 	plan := PlannedNIC{Label: label, Saved: saved}
-	var r ref
-	for name, at := range p.at.networks {
+	for name := range p.at.networks {
 		if strings.EqualFold(name, want) {
-			r, plan.Network = at, name
+			plan.Network = name
 		}
 	}
 	x.Backing, x.ExternalId, x.SubnetId, x.ResourceAllocation = nil, "", "", nil
@@ -312,20 +311,25 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 	}
 	x.Connectable.Connected, x.Connectable.Status, x.Connectable.MigrateConnect = false, "", ""
 	switch {
-	case r.Value != "":
-		nw, ok := object.NewReference(c.vim, r).(object.NetworkReference)
-		if !ok {
-			return false, fmt.Errorf("network %s has the unknown type %s", plan.Network, r.Type)
-		}
-		backing, err := nw.EthernetCardBackingInfo(ctx)
+	case plan.Network != "":
+		backing, err := p.networkBacking(ctx, c, plan.Network)
 		if err != nil {
-			return false, fmt.Errorf("network %s: %w", plan.Network, err)
+			return false, err
 		}
 		x.Backing = backing
 	case p.asked.NoNetworks:
-		p.note("%s stays disconnected: there is no network %q here", label, orText(want, "(unknown)"))
-		x.Connectable.StartConnected = false
-		x.Backing = &types.VirtualEthernetCardNetworkBackingInfo{VirtualDeviceDeviceBackingInfo: types.VirtualDeviceDeviceBackingInfo{DeviceName: ""}}
+		// A card needs a network to be on, connected or not: any will do.
+		any := slices.Sorted(maps.Keys(p.at.networks))
+		if len(any) == 0 {
+			p.note("%s is left out: the target has no network at all", label)
+			return false, nil
+		}
+		p.note("%s stays disconnected, on %s: there is no network %q here", label, any[0], orText(want, "(unknown)"))
+		backing, err := p.networkBacking(ctx, c, any[0])
+		if err != nil {
+			return false, err
+		}
+		x.Backing, x.Connectable.StartConnected = backing, false
 	default:
 		var names []string
 		for name := range p.at.networks {
@@ -341,6 +345,20 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 	}
 	p.NICs = append(p.NICs, plan)
 	return true, nil
+}
+
+// networkBacking connects a card to a network of the target.
+func (p *MachinePlan) networkBacking(ctx context.Context, c *Client, name string) (types.BaseVirtualDeviceBackingInfo, error) {
+	r := p.at.networks[name]
+	nw, ok := object.NewReference(c.vim, r).(object.NetworkReference)
+	if !ok {
+		return nil, fmt.Errorf("network %s has the unknown type %s", name, r.Type)
+	}
+	backing, err := nw.EthernetCardBackingInfo(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("network %s: %w", name, err)
+	}
+	return backing, nil
 }
 
 // networkName names the network of a card's backing, as far as the backing or the present inventory tells.

@@ -52,6 +52,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	sc.UserAgent = orText(cfg.UserAgent, "vmkeep")
 	t := sc.DefaultTransport()
 	t.DialTLSContext = dialer.dial
+	t.TLSClientConfig = dialer.config(u.Hostname(), dialer.server) // for connections through a proxy
 	t.MaxIdleConnsPerHost = idleConnections
 	t.ResponseHeaderTimeout = 0 // every call has its deadline
 	s := &session{
@@ -79,7 +80,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	s.patience = orDuration(cfg.Patience, 5*time.Minute)
 
-	c := &Client{s: s, vim: s.client(), log: s.log, cleanup: orDuration(cfg.Cleanup, 15*time.Minute),
+	c := &Client{s: s, vim: s.client(), log: s.log, cleanup: orDuration(cfg.Cleanup, time.Hour),
 		poll: defaultPoll, busyWait: 10 * time.Minute}
 	a := s.content.About
 	c.about = About{URL: u.String(), Product: a.FullName, Version: a.Version, Build: a.Build, APIVersion: a.ApiVersion,

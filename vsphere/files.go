@@ -30,20 +30,15 @@ func (c *Client) folderURL(file, dc string) (*url.URL, error) {
 
 // dataCenter is the inventory path of the machine's data center without the leading slash.
 func (v *VM) dataCenter(ctx context.Context) (string, error) {
+	if v.machine.dc != "" {
+		return v.machine.dc, nil
+	}
 	t, err := v.c.readTree(ctx)
 	if err != nil {
 		return "", err
 	}
 	m, err := v.c.machine(ctx, v.ref(), t)
-	if err != nil {
-		return "", err
-	}
-	for _, dc := range t.of("Datacenter") {
-		if p := t.path(dc); strings.HasPrefix(m.Path, p+"/") {
-			return strings.TrimPrefix(p, "/"), nil
-		}
-	}
-	return m.Datacenter, nil
+	return m.dc, err
 }
 
 // Download writes a file of the machine, named by its datastore path, to w and returns its length. A missing file is

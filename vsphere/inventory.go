@@ -353,7 +353,7 @@ func (t *tree) settle(l loose) Machine {
 	if dc.Value == "" {
 		dc = t.above(l.host, "Datacenter")
 	}
-	m.Datacenter = t.name(dc)
+	m.Datacenter, m.dc = t.name(dc), strings.TrimPrefix(t.path(dc), "/")
 	if l.pool.Value != "" {
 		m.ResourcePool = t.path(l.pool)
 	}
@@ -428,7 +428,11 @@ func (c *Client) Machines(ctx context.Context, sel Selection) ([]Machine, error)
 	if t.attrs, err = c.attributeNames(ctx); err != nil {
 		return nil, fmt.Errorf("list custom attributes: %w", err)
 	}
-	tags, err := c.tagsOf(ctx, found, len(sel.Tags) > 0)
+	refs := make([]ref, len(found))
+	for i, l := range found {
+		refs[i] = l.ref
+	}
+	tags, err := c.tagsOf(ctx, refs, len(sel.Tags) > 0)
 	if err != nil {
 		return nil, err
 	}
@@ -531,10 +535,15 @@ func (c *Client) Find(ctx context.Context, name string) (*VM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find %s: %w", name, err)
 	}
+	tags, err := c.tagsOf(ctx, []ref{hits[0].ref}, false)
+	if err != nil {
+		return nil, fmt.Errorf("find %s: %w", name, err)
+	}
+	m.Tags = tags[hits[0].ref]
 	return c.VM(m), nil
 }
 
-// machine reads one machine; t names its places.
+// machine reads one machine, but for its tags; t names its places.
 func (c *Client) machine(ctx context.Context, r ref, t *tree) (Machine, error) {
 	var content []types.ObjectContent
 	err := c.pass(ctx, func() (err error) {
@@ -557,13 +566,7 @@ func (c *Client) machine(ctx context.Context, r ref, t *tree) (Machine, error) {
 			return Machine{}, err
 		}
 	}
-	tags, err := c.tagsOf(ctx, []loose{l}, false)
-	if err != nil {
-		return Machine{}, err
-	}
-	m := t.settle(l)
-	m.Tags = tags[r]
-	return m, nil
+	return t.settle(l), nil
 }
 
 // readTree walks the inventory without its machines.

@@ -41,6 +41,8 @@ type Machine struct {
 	Tags         []string          // "category:tag"; nil where tags cannot be read (ESXi)
 	Attributes   map[string]string // custom attributes
 	Disks        []Disk            // in the order of their names
+
+	dc string // inventory path of the data center without the leading slash
 }
 
 // Selection picks machines at the time of the call. Fields narrow the choice; the zero value picks all machines but

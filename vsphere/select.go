@@ -158,7 +158,7 @@ const tagBatch = 500
 
 // tagsOf asks the tagging service, which is another API with a session of its own. When tags are not needed, a
 // service that does not answer costs only the tags.
-func (c *Client) tagsOf(ctx context.Context, found []loose, needed bool) (map[ref][]string, error) {
+func (c *Client) tagsOf(ctx context.Context, found []ref, needed bool) (map[ref][]string, error) {
 	if !c.about.VCenter || len(found) == 0 {
 		if needed && !c.about.VCenter {
 			return nil, &Error{Kind: ErrInvalid, Summary: "an ESXi host has no tags", Remedy: "select by name or folder, or connect to the vCenter"}
@@ -180,7 +180,7 @@ func (c *Client) tagsOf(ctx context.Context, found []loose, needed bool) (map[re
 	return nil, nil
 }
 
-func (c *Client) readTags(ctx context.Context, found []loose) (_ map[ref][]string, err error) {
+func (c *Client) readTags(ctx context.Context, found []ref) (_ map[ref][]string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.s.callTimeout)
 	defer cancel()
 	rc := rest.NewClient(c.vim)
@@ -199,8 +199,8 @@ func (c *Client) readTags(ctx context.Context, found []loose) (_ map[ref][]strin
 	out := make(map[ref][]string)
 	for batch := range slices.Chunk(found, tagBatch) {
 		objs := make([]mo.Reference, len(batch))
-		for i, l := range batch {
-			objs[i] = l.ref
+		for i, r := range batch {
+			objs[i] = r
 		}
 		attached, err := tm.ListAttachedTagsOnObjects(ctx, objs)
 		if err != nil {

@@ -62,6 +62,7 @@ func (v *VM) State(ctx context.Context) (*State, error) {
 		return nil, &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: fmt.Sprintf("machine %s has no readable configuration (%s)", v.label(), orText(m.Connection, "no reason given")),
 			Remedy: "bring its host back, or check the privilege System.Read on it"}
 	}
+	m.Tags = v.machine.Tags
 	s := &State{Machine: m, ChangeVersion: vm.Config.ChangeVersion, VMX: vm.Config.Files.VmPathName, VCenter: v.c.about.InstanceUUID}
 	if s.ConfigInfo, err = encodeConfig(*vm.Config); err != nil {
 		return nil, fmt.Errorf("machine %s: %w", v.label(), err)

@@ -33,7 +33,7 @@ type Config struct {
 	CallTimeout time.Duration // of one call; 0: 2 minutes
 	Patience    time.Duration // how long calls are repeated while the server is away; 0: 5 minutes
 	KeepAlive   time.Duration // distance of keep-alive calls; 0: 5 minutes
-	Cleanup     time.Duration // deadline of a cleanup after the context ended; 0: 15 minutes
+	Cleanup     time.Duration // deadline of a cleanup after the context ended; 0: 1 hour, for a big delta takes long to merge
 
 	Log *slog.Logger // debug and warning messages; nil: none
 }
