@@ -144,6 +144,10 @@ func (m *Machine) candidates() []candidate {
 	var out []candidate
 	for n, d := range m.disks {
 		dev := device.Disk(d.R, n, d.Size)
+		if err := readable(d); err != nil {
+			m.problems = append(m.problems, Problem{d.Name, "cannot be read: " + err.Error()})
+			continue
+		}
 		whole := candidate{Candidate: device.Candidate{Dev: dev, Name: d.Name, Whole: true}, disk: n}
 		t, err := m.table(dev, d.Sector)
 		if err != nil {
@@ -172,6 +176,14 @@ func (m *Machine) candidates() []candidate {
 		}
 	}
 	return out
+}
+
+// readable reads a disk's first sector: a disk that fails must not look like a blank one.
+func readable(d Disk) error {
+	if n, err := d.R.ReadAt(make([]byte, min(512, d.Size)), 0); err != nil && int64(n) < min(512, d.Size) {
+		return err
+	}
+	return nil
 }
 
 // table reads the partition table of a disk. An MBR does not say what its sectors are: when nothing is

@@ -438,8 +438,10 @@ func crcBE(crc uint32, b []byte) uint32 {
 // blocks, and are not replayed: what they would change is named as uncertain.
 //
 //	area:  tag(2, little-endian) length(2) value; the first is HEAD (9): features(4) transaction(4)
+//
+// The area begins one block behind the ring, by the way Linux counts.
 func (l *log) fastCommits(next uint32) {
-	b, err := l.block(l.end)
+	b, err := l.block(l.end + 1)
 	if err != nil || le.Uint16(b) != 9 || le.Uint16(b[2:]) < 8 || le.Uint32(b[8:]) != next {
 		return
 	}

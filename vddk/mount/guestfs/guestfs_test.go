@@ -93,7 +93,7 @@ func TestSmallFilesThatLieTogetherAreReadTogether(t *testing.T) {
 }
 
 func TestCachesAreBounded(t *testing.T) {
-	c := &counter{size: 256 << 20}
+	c := &counter{size: 40 << 20}
 	s := source(c)
 	b := make([]byte, 16)
 	for off := int64(0); off < c.size; off += pageSize {

@@ -214,3 +214,12 @@ func run(argv ...string) error {
 	}
 	return nil
 }
+
+// Sync writes everything of a mounted file system to its disk.
+func Sync(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+}
