@@ -62,14 +62,18 @@ func dirNode(name string, id restic.ID) restic.Node {
 	return restic.Node{Name: name, Type: restic.DirNode, Mode: 0o755 | 1<<31, ModTime: stamp, AccessTime: stamp, ChangeTime: stamp, Subtree: &id}
 }
 
-// commitFiles backs files up as /host/name and returns the snapshot. Contents are cut into pieces of 1 MB.
+// commitFiles backs files up as /host/name and returns the snapshot. Contents are cut into pieces of 1 MB, small ones of 20 kB.
 func commitFiles(ctx context.Context, r *Repository, host string, files map[string][]byte) (*restic.Snapshot, error) {
 	var snapshot *restic.Snapshot
 	id, err := r.Commit(ctx, func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
 		var tree restic.Tree
 		for name, data := range files {
 			c := w.Content()
-			for piece := range slices.Chunk(data, 1e6) {
+			n := 1_000_000
+			if len(data) < n {
+				n = 20_000
+			}
+			for piece := range slices.Chunk(data, n) {
 				if err := c.Append(piece); err != nil {
 					return nil, err
 				}

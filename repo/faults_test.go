@@ -25,18 +25,22 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{be: backendtest.NewMemory()}
 	r := create(t, w.be)
-	base := noise(1, 3e6)
+	r.packSize = worldPack
+	base := noise(1, 200_000)
 	for i := range 2 {
-		files := map[string][]byte{"disk": changed(base, 2, uint64(100*i)), "small": noise(uint64(20+i), 3000)}
+		files := map[string][]byte{"disk": append(noise(uint64(10+i), 40_000), base...), "small": noise(uint64(20+i), 3000)}
 		s, err := commitFiles(t.Context(), r, "vm", files)
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.snaps, w.files = append(w.snaps, s), append(w.files, files)
 	}
-	w.next = map[string][]byte{"disk": changed(base, 1, 900), "new": noise(31, 5e6)}
+	w.next = map[string][]byte{"disk": base, "new": noise(31, 150_000)}
 	return w
 }
+
+// worldPack makes several packs of little data.
+const worldPack = 48 << 10
 
 // whole verifies that the snapshots still there are whole, those in must are there, and that check finds no error.
 func (w *world) whole(t *testing.T, be backend.Backend, must ...*restic.Snapshot) {
@@ -94,10 +98,11 @@ func atEveryOperation(t *testing.T, do func(ctx context.Context, w *world, r *Re
 				attempt := func(faults ...backendtest.Fault) (*backendtest.Memory, *backendtest.Faults, error) {
 					be := w.be.Clone()
 					f := backendtest.Inject(be, faults...)
-					r, err := Open(t.Context(), f, OpenOptions{Password: password, PackSize: minPackSize})
+					r, err := Open(t.Context(), f, OpenOptions{Password: password})
 					if err != nil {
 						return be, f, err
 					}
+					r.packSize = worldPack
 					defer r.Close()
 					return be, f, do(t.Context(), w, r)
 				}
@@ -203,8 +208,9 @@ func TestTornWritesHurtOnlyThemselves(t *testing.T) {
 		for n := 1; n <= count.Count(); n++ {
 			for _, keep := range []int{0, 100} {
 				be := w.be.Clone()
-				r, err := Open(t.Context(), backendtest.Inject(be, backendtest.Tear(n, keep)), OpenOptions{Password: password, PackSize: minPackSize})
+				r, err := Open(t.Context(), backendtest.Inject(be, backendtest.Tear(n, keep)), OpenOptions{Password: password})
 				if err == nil {
+					r.packSize = worldPack
 					_, _ = commitFiles(t.Context(), r, "vm", w.next)
 					_ = r.Close()
 				}

@@ -133,8 +133,12 @@ func Derive(password, salt []byte, p Params) (*Key, error) {
 }
 
 // Calibrate finds parameters that take about target on this machine and at most 32 MiB of memory, as restic does:
-// r = 8, N as large as memory allows, then p as large as time allows. elapsed measures one derivation.
+// r = 8, N as large as memory allows, then p as large as time allows. elapsed measures one derivation. A target of a
+// microsecond or less is below what can be measured and gets the cheapest parameters.
 func Calibrate(target time.Duration, elapsed func(Params) time.Duration) Params {
+	if target <= time.Microsecond {
+		return Params{N: 2, R: 8, P: 1}
+	}
 	p := Params{N: 32768, R: 8, P: 1}
 	took := elapsed(p)
 	for took > target && p.N > 2 {
