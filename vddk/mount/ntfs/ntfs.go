@@ -73,10 +73,10 @@ const bootLen = 512
 //	|    |"         |/sector| cluster   |          | MFT      | MFT copy  |record |index  |number |
 //	+----+----------+-------+-----------+----------+----------+-----------+-------+-------+-------+
 type geometry struct {
-	cluster, record int64 // bytes
-	size            int64
-	mft, mirror     int64 // bytes from the start of the volume
-	serial          uint64
+	cluster, recordLen int64 // bytes
+	size               int64
+	mft, mirror        int64 // bytes from the start of the volume
+	serial             uint64
 }
 
 func parseBoot(b []byte) (geometry, error) {
@@ -95,12 +95,12 @@ func parseBoot(b []byte) (geometry, error) {
 		return geometry{}, guestfs.Damaged("sectors of %d bytes, clusters of %d sectors", sector, per)
 	}
 	if v := int8(b[64]); v < 0 && v > -31 {
-		g.record = 1 << -v
+		g.recordLen = 1 << -v
 	} else {
-		g.record = int64(v) * g.cluster
+		g.recordLen = int64(v) * g.cluster
 	}
-	if g.record < 512 || g.record > 64<<10 || g.record&(g.record-1) != 0 {
-		return geometry{}, guestfs.Damaged("records of %d bytes", g.record)
+	if g.recordLen < 512 || g.recordLen > 64<<10 || g.recordLen&(g.recordLen-1) != 0 {
+		return geometry{}, guestfs.Damaged("records of %d bytes", g.recordLen)
 	}
 	sectors, mft, mirror := le.Uint64(b[40:]), le.Uint64(b[48:]), le.Uint64(b[56:])
 	if sectors > 1<<54 || mft > 1<<42 || mirror > 1<<42 {
@@ -155,7 +155,7 @@ func open(src *guestfs.Source) (*driver, error) {
 // openMFT finds the runs of the MFT, which its first record tells; of that there is a copy elsewhere.
 func (d *driver) openMFT() error {
 	start := func(at int64) error {
-		d.mft, d.mftN = runs{{0, at / d.cluster, (4*d.record + d.cluster - 1) / d.cluster}}, 4
+		d.mft, d.mftN = runs{{0, at / d.cluster, (4*d.recordLen + d.cluster - 1) / d.cluster}}, 4
 		n, err := d.node(recordMFT)
 		if err != nil {
 			return err
@@ -172,10 +172,10 @@ func (d *driver) openMFT() error {
 			return err
 		}
 		size := pieces[0].size
-		if size < 0 || size/d.record > 1<<32 {
+		if size < 0 || size/d.recordLen > 1<<32 {
 			return guestfs.Damaged("%d bytes", size)
 		}
-		d.mftN = uint64(size / d.record)
+		d.mftN = uint64(size / d.recordLen)
 		if n.list == nil {
 			return nil
 		}
@@ -206,11 +206,11 @@ func (d *driver) readVolume() {
 		d.note(false, "$Volume: %v", err)
 		return
 	}
-	if a, ok := n.first(typeVolumeName, ""); ok && a.resident {
+	if a, err := n.first(typeVolumeName, ""); err == nil && a != nil && a.resident {
 		d.label = name(a.value)
 	}
 	const dirty = 1
-	if a, ok := n.first(typeVolumeInfo, ""); ok && a.resident && len(a.value) >= 12 {
+	if a, err := n.first(typeVolumeInfo, ""); err == nil && a != nil && a.resident && len(a.value) >= 12 {
 		if le.Uint16(a.value[10:])&dirty != 0 {
 			d.note(true, "the volume is marked as damaged (chkdsk in the guest)")
 		}

@@ -82,8 +82,8 @@ func (d *driver) record(n uint64) ([]byte, extent.Extent, error) {
 	if n >= d.mftN {
 		return nil, extent.Extent{}, guestfs.Damaged("reference to record %d of %d", n, d.mftN)
 	}
-	off := int64(n) * d.geometry.record
-	b := make([]byte, d.geometry.record)
+	off := int64(n) * d.recordLen
+	b := make([]byte, d.recordLen)
 	where, err := d.mft.read(b, off, d)
 	if err != nil {
 		return nil, where, err
@@ -314,11 +314,11 @@ func (n *node) pieces(typ uint32, name string) ([]attribute, error) {
 	return out, nil
 }
 
-// first is the first piece of an attribute, which tells its sizes; false where there is none.
-func (n *node) first(typ uint32, name string) (attribute, bool) {
+// first is the first piece of an attribute, which tells its sizes; nil where there is none.
+func (n *node) first(typ uint32, name string) (*attribute, error) {
 	for _, a := range n.base {
 		if a.typ == typ && a.name == name && (a.resident || a.lo == 0) {
-			return a, true
+			return &a, nil
 		}
 	}
 	for _, e := range n.list {
@@ -327,15 +327,16 @@ func (n *node) first(typ uint32, name string) (attribute, bool) {
 		}
 		as, err := n.attrs(e.ref)
 		if err != nil {
-			continue
+			return nil, err
 		}
 		for _, a := range as {
 			if a.typ == typ && a.id == e.id && a.name == name {
-				return a, true
+				return &a, nil
 			}
 		}
+		return nil, guestfs.Damaged("record %d lacks attribute %#x of record %d", number(e.ref), typ, number(n.ref))
 	}
-	return attribute{}, false
+	return nil, nil
 }
 
 // names are the names of the attributes of one type, in order.
@@ -358,9 +359,9 @@ func (n *node) names(typ uint32) []string {
 
 // value is a small attribute in whole, at most limit bytes; nil where there is none.
 func (n *node) value(typ uint32, name string, limit int64) ([]byte, error) {
-	a, ok := n.first(typ, name)
-	if !ok {
-		return nil, nil
+	a, err := n.first(typ, name)
+	if err != nil || a == nil {
+		return nil, err
 	}
 	if a.resident {
 		return a.value, nil
