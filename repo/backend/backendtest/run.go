@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -58,6 +59,7 @@ func Run(t *testing.T, open func(t *testing.T) backend.Backend) {
 		{"reports missing files", reportsMissing},
 		{"never overwrites", neverOverwrites},
 		{"saves config once", savesConfigOnce},
+		{"lets one of many inits win", letsOneInitWin},
 		{"lists each file once with its size", listsFiles},
 		{"returns the callback's error", returnsCallbackError},
 		{"removes files", removesFiles},
@@ -234,6 +236,35 @@ func savesConfigOnce(t *testing.T, b backend.Backend) {
 	wantError(t, "second Save of config", b.Save(t.Context(), h, Bytes(200)), backend.ErrExist)
 	if got := mustLoad(t, b, h); !bytes.Equal(got, data) {
 		t.Error("config was changed by saving it again")
+	}
+}
+
+func letsOneInitWin(t *testing.T, b backend.Backend) {
+	h := backend.Handle{Type: restic.ConfigFile}
+	var mu sync.Mutex
+	var winner []byte
+	won := 0
+	var g errgroup.Group
+	for range 8 {
+		g.Go(func() error {
+			data := Bytes(100)
+			switch err := b.Save(t.Context(), h, data); {
+			case err == nil:
+				mu.Lock()
+				defer mu.Unlock()
+				winner = data
+				won++
+			case !errors.Is(err, backend.ErrExist):
+				return err
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil || won != 1 {
+		t.Fatalf("%d of 8 saved config, %v", won, err)
+	}
+	if got := mustLoad(t, b, h); !bytes.Equal(got, winner) {
+		t.Error("config is not the winner's")
 	}
 }
 

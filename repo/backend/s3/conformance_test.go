@@ -10,7 +10,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -177,30 +176,6 @@ func TestRequestsCarryWhatWasConfigured(t *testing.T) {
 	}
 	if puts != 1 || lists == 0 {
 		t.Errorf("%d uploads, %d listings", puts, lists)
-	}
-}
-
-func TestTwoInitsAtOnceOneLoses(t *testing.T) {
-	cfg := config(t, peers.S3(t))
-	first := create(t, cfg)
-	defer first.Close()
-	var won, lost atomic.Int32
-	var g errgroup.Group
-	for range 8 {
-		g.Go(func() error {
-			switch err := first.Save(t.Context(), backend.Handle{Type: restic.ConfigFile}, backendtest.Bytes(100)); {
-			case err == nil:
-				won.Add(1)
-			case errors.Is(err, backend.ErrExist):
-				lost.Add(1)
-			default:
-				return err
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil || won.Load() != 1 || lost.Load() != 7 {
-		t.Errorf("%d won, %d lost, %v", won.Load(), lost.Load(), err)
 	}
 }
 
