@@ -208,7 +208,7 @@ func watchHeap() func() uint64 {
 }
 
 // FuzzExt and FuzzXFS write bytes over a golden image and use everything of what then opens.
-func FuzzExt(f *testing.F) { fuzzGolden(f, "ext4-journal", "ext4-bigalloc", "ext2") }
+func FuzzExt(f *testing.F) { fuzzGolden(f, "ext4-journal", "ext3-journal", "ext4-bigalloc") }
 
 func FuzzXFS(f *testing.F) { fuzzGolden(f, "xfs-log", "xfs-1k", "xfs-v4-ftype") }
 
