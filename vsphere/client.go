@@ -114,6 +114,9 @@ func (s *session) greet(ctx context.Context) error {
 		s.content = res.Res.Returnval
 		return nil
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("connect to %s: %w", host, context.Cause(ctx))
+	}
 	if ctx.Err() != nil {
 		return &Error{Kind: ErrUnreachable, Object: host, Summary: host + " does not answer in time", Err: context.Cause(ctx),
 			Remedy: "check that the server is up and that port 443 is reachable from here"}

@@ -112,7 +112,7 @@ func diskOf(dev *types.VirtualDisk, on controller) Disk {
 		d.Label = dev.DeviceInfo.GetDescription().Label
 	}
 	b := backingOf(dev.Backing)
-	d.Backing, d.Path, d.Base, d.Depth, d.UUID = b.kind, b.path, b.base, b.depth, b.uuid
+	d.Backing, d.Path, d.Base, d.Chain, d.UUID = b.kind, b.path, b.base, b.chain, b.uuid
 	d.Mode, d.Sharing, d.Thin, d.EagerZero, d.Encrypted = b.mode, b.sharing, b.thin, b.eager, b.encrypted
 	d.ChangeID, d.Datastore = ChangeID(b.changeID), b.datastore
 	if on.shared != "" {
@@ -143,7 +143,7 @@ func diskOf(dev *types.VirtualDisk, on controller) Disk {
 type backing struct {
 	kind                   string
 	path, base, datastore  string
-	depth                  int
+	chain                  []string
 	uuid, changeID         string
 	mode, sharing          string
 	thin, eager, encrypted bool
@@ -154,12 +154,11 @@ type backing struct {
 // changes with every snapshot.
 func backingOf(b types.BaseVirtualDeviceBackingInfo) backing {
 	out, parent := linkOf(b)
-	out.base = out.path
+	out.base, out.chain = out.path, []string{out.path}
 	for parent != nil {
 		var link backing
 		link, parent = linkOf(parent)
-		out.base = link.path
-		out.depth++
+		out.base, out.chain = link.path, append(out.chain, link.path)
 		if parent == nil {
 			out.thin = out.thin || link.thin // a delta does not say how the base is allotted
 		}

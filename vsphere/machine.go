@@ -68,11 +68,11 @@ type Disk struct {
 	Label      string // "Hard disk 1"
 	Controller string // type in the API: "ParaVirtualSCSIController"
 	Bus, Unit  int32
-	UUID       string // of the disk's content; empty for some backings
-	ObjectID   string // diskObjectId: key within the machine's history
-	Path       string // datastore path of the link: "[ds1] web/web-000001.vmdk"
-	Base       string // datastore path of the chain's base: "[ds1] web/web.vmdk"
-	Depth      int    // links below Path; 0: no chain
+	UUID       string   // of the disk's content; empty for some backings
+	ObjectID   string   // diskObjectId: key within the machine's history
+	Path       string   // datastore path of the link: "[ds1] web/web-000001.vmdk"
+	Base       string   // datastore path of the chain's base: "[ds1] web/web.vmdk"
+	Chain      []string // datastore paths of all links, from Path down to Base
 	Datastore  string
 	Capacity   int64  // bytes
 	Mode       string // persistent, independent_persistent, ...
