@@ -91,7 +91,7 @@ func (r *Repository) loadEntry(ctx context.Context, e index.Entry) ([]byte, erro
 
 // loadStored reads one copy of a blob from the store.
 func (r *Repository) loadStored(ctx context.Context, e index.Entry) ([]byte, error) {
-	if uint64(e.Length) > maxBlob(e.Type)+restic.Sealed {
+	if oversized(e) {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", e.BlobHandle, ErrDamaged, e.Length)
 	}
 	sealed := make([]byte, e.Length)

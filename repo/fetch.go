@@ -141,6 +141,11 @@ func (f *fetch) plan(ctx context.Context, ids []restic.ID) ([]read, error) {
 			f.miss(h, f.r.notFound())
 			continue
 		}
+		entries = slices.DeleteFunc(entries, oversized)
+		if len(entries) == 0 {
+			f.miss(h, fmt.Errorf("%w: the index claims a size no chunk has", ErrDamaged))
+			continue
+		}
 		e := entries[0]
 		for _, other := range entries[1:] {
 			if _, ok := byPack[other.Pack]; ok {
@@ -160,6 +165,9 @@ func (f *fetch) plan(ctx context.Context, ids []restic.ID) ([]read, error) {
 	}
 	return reads, nil
 }
+
+// oversized reports whether reading the blob would take more memory than any blob deserves.
+func oversized(e index.Entry) bool { return uint64(e.Length) > maxBlob(e.Type)+restic.Sealed }
 
 // coalesce joins neighbours in a pack, sorted by offset, into reads.
 func coalesce(pack restic.ID, entries []index.Entry) (out []read) {
