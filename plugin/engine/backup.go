@@ -161,7 +161,8 @@ type machineBackup struct {
 	mu     sync.Mutex
 	images []*diskImage // of the disks that are read
 
-	suspects []string // uuids of disks that an audit found to differ
+	suspects []string   // uuids of disks that an audit found to differ
+	files    *restic.ID // tree of the guest's files; nil: none were asked for
 }
 
 // diskImage is one disk on its way into the repository.
@@ -295,7 +296,7 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			return err
 		}
 		j.homeFiles(ctx, vm, s.State(), files)
-		disks, ctx := errgroup.WithContext(ctx)
+		disks, dctx := errgroup.WithContext(ctx)
 		for _, d := range s.Disks() {
 			image, err := j.decide(d, s, prev)
 			if err != nil {
@@ -304,9 +305,12 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			if image == nil {
 				continue
 			}
-			disks.Go(func() error { return j.readDisk(ctx, job, s, d, image) })
+			disks.Go(func() error { return j.readDisk(dctx, job, s, d, image) })
 		}
-		return disks.Wait()
+		if err := disks.Wait(); err != nil || b.req.Files == nil {
+			return err
+		}
+		return j.guestFiles(ctx, job, s)
 	})
 	sealed := job.finish.Wait() // chunks are sealed while, and after, the snapshot goes
 	for _, text := range report.Warnings {
@@ -386,7 +390,7 @@ func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loaded
 	}
 	switch {
 	case j.run.req.NoImage:
-		skip("no image was asked for")
+		skip(noImage)
 		return nil, nil
 	case excluded(d, j.run.req.ExcludeDisks):
 		skip("excluded by request")
@@ -561,6 +565,9 @@ func (j *machineBackup) tree(w *repo.Writer, files map[string][]byte) (restic.ID
 			return restic.ID{}, err
 		}
 		dir.Nodes = append(dir.Nodes, fileNode(name, ids, int64(len(data)), at))
+	}
+	if j.files != nil {
+		dir.Nodes = append(dir.Nodes, dirNode(filesDir, *j.files, at))
 	}
 	slices.SortFunc(dir.Nodes, func(a, b restic.Node) int { return strings.Compare(a.Name, b.Name) })
 	id, err := w.SaveTree(&dir)

@@ -73,9 +73,17 @@ func guestFailure(err error) error {
 	return err
 }
 
-// volume finds a volume by the name vmkeep gives it, its label, its uuid or a device name of the guest.
+// volume finds a volume by the name vmkeep gives it, its label, its uuid, a device name of the guest, or the place
+// where the guest mounts it: "/home", "C:".
 func (g *guest) volume(want string) (*mount.Volume, error) {
 	var found []*mount.Volume
+	for _, s := range g.machine.Systems() {
+		for _, p := range s.Mounts {
+			if p.Volume != nil && p.Dir == "" && strings.EqualFold(p.Path, want) {
+				return p.Volume, nil
+			}
+		}
+	}
 	var names []string
 	for _, v := range g.machine.Volumes() {
 		names = append(names, v.Name)
@@ -99,25 +107,31 @@ type place struct {
 	path string // within the volume, "/etc/fstab"
 }
 
-// find resolves a request to a place. Without a volume the path starts at the guest's root file system.
+// find resolves a request to a place. Without a volume the path is one of the guest's own, across its mount points;
+// where no operating system is found, one of the only volume that can be read.
 func (g *guest) find(req plugin.FileRequest) (place, error) {
+	if req.Volume == "" {
+		if systems := g.machine.Systems(); len(systems) > 0 {
+			at, err := systems[0].Find(req.Path)
+			return place{fs: at.FS, id: at.ID, path: at.Path}, err
+		}
+	}
 	p := place{path: path.Clean("/" + req.Path)}
-	v, err := g.choose(req.Volume, &p.path)
+	v, err := g.choose(req.Volume, p.path)
 	if err != nil {
 		return p, err
 	}
 	if p.fs, err = v.Open(); err != nil {
 		return p, err
 	}
-	p.id, err = p.fs.Walk(p.path)
-	if err != nil {
+	if p.id, err = p.fs.Walk(p.path); err != nil {
 		return p, fmt.Errorf("%s: %w", p.path, err)
 	}
 	return p, nil
 }
 
-// choose finds the volume of a request; where the guest's own mount table leads to another one, the path is cut.
-func (g *guest) choose(volume string, name *string) (*mount.Volume, error) {
+// choose finds the volume that a request names, or the only one.
+func (g *guest) choose(volume, name string) (*mount.Volume, error) {
 	if volume != "" {
 		return g.volume(volume)
 	}
@@ -134,7 +148,10 @@ func (g *guest) choose(volume string, name *string) (*mount.Volume, error) {
 	for _, v := range readable {
 		names = append(names, v.Name)
 	}
-	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: "it is not known on which volume the path is", Object: *name,
+	if len(names) == 0 {
+		return nil, fmt.Errorf("the point has no volume that can be read: %w", guestfs.ErrUnknown)
+	}
+	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: "it is not known on which volume the path is", Object: name,
 		Remedy: "name the volume: " + strings.Join(names, ", ")}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +29,8 @@ type manifest struct {
 	Quiesce     []string           `json:"quiesce,omitempty"` // what was tried and why it was not reached
 	Disks       []manifestDisk     `json:"disks"`
 
-	Networks []manifestNIC `json:"networks,omitempty"`
+	Networks []manifestNIC  `json:"networks,omitempty"`
+	Files    *manifestFiles `json:"files,omitempty"` // guest files, where they were asked for
 
 	// Config is the machine's ConfigInfo in vim25's JSON encoding, as it was at the snapshot.
 	Config json.RawMessage `json:"config,omitempty"`
@@ -79,6 +81,29 @@ type manifestNIC struct {
 	Network string `json:"network"`
 	MAC     string `json:"mac,omitempty"`
 	Kind    string `json:"kind,omitempty"`
+}
+
+// manifestFiles says what of the guest's files is in the point.
+type manifestFiles struct {
+	Files int64    `json:"files"`
+	Kept  int64    `json:"kept"` // not read, since they are as in the previous point
+	Notes []string `json:"notes,omitempty"`
+}
+
+// noImage is why a disk is skipped whose files only were asked for.
+const noImage = "no image was asked for"
+
+// withoutImages is the manifest with the disks that were skipped for want of an image as if they had one: their change
+// ids are good for files.
+func (m *manifest) withoutImages() *manifest {
+	out := *m
+	out.Disks = slices.Clone(m.Disks)
+	for i := range out.Disks {
+		if out.Disks[i].Skipped == noImage {
+			out.Disks[i].Skipped = ""
+		}
+	}
+	return &out
 }
 
 func (m *manifest) networkCards() []vsphere.NIC {
