@@ -90,7 +90,7 @@ func cancelInFlight(t *testing.T, h Harness) {
 }
 
 func cutReading(t *testing.T, h Harness) {
-	x, content := filled(t, h, 8<<20)
+	x, content := filled(t, h, 3<<20)
 	if x.Cut == nil {
 		t.Log("connections cannot be cut")
 		return
