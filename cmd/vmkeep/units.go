@@ -25,7 +25,7 @@ func parseSize(s string) (int64, error) {
 	unit := strings.ToLower(strings.TrimSpace(s[len(digits):]))
 	shift, ok := map[string]uint{"": 0, "b": 0, "k": 10, "kib": 10, "kb": 10, "m": 20, "mib": 20, "mb": 20, "g": 30, "gib": 30, "gb": 30, "t": 40, "tib": 40, "tb": 40}[unit]
 	n, err := strconv.ParseFloat(digits, 64)
-	if err != nil || !ok || n < 0 || n*float64(int64(1)<<shift) > 1<<62 {
+	if err != nil || !ok || !(n >= 0 && n*float64(int64(1)<<shift) <= 1<<62) { // NaN is neither
 		return 0, fmt.Errorf("%q is not a size like 512k, 20GiB or 1.5T", s)
 	}
 	return int64(n * float64(int64(1)<<shift)), nil

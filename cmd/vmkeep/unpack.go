@@ -102,9 +102,8 @@ func (u *unpacker) all(t *tar.Reader) error {
 			continue
 		}
 		if err := u.entry(t, h, name); err != nil {
-			var full *fs.PathError
-			if errors.As(err, &full) && !isFull(err) {
-				u.done.Skipped = append(u.done.Skipped, skipped{h.Name, full.Err.Error()})
+			if why := refusal(err); why != nil {
+				u.done.Skipped = append(u.done.Skipped, skipped{h.Name, why.Error()})
 				continue
 			}
 			return outputError(err)
@@ -112,6 +111,21 @@ func (u *unpacker) all(t *tar.Reader) error {
 	}
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		u.meta(u.dirs[i], strings.TrimPrefix(path.Clean("/"+u.dirs[i].Name), "/"))
+	}
+	return nil
+}
+
+// refusal is why the target does not take one entry; nil for errors that concern all of them.
+func refusal(err error) error {
+	var path *fs.PathError
+	var link *os.LinkError
+	switch {
+	case isFull(err):
+		return nil
+	case errors.As(err, &path):
+		return path.Err
+	case errors.As(err, &link):
+		return link.Err
 	}
 	return nil
 }
