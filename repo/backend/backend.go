@@ -98,7 +98,8 @@ type Backend interface {
 	Close() error
 }
 
-// Questions callers ask of a backend's error.
+// Questions callers ask of a backend's error. That there is no space left, or a quota is used up, is
+// syscall.ENOSPC or EDQUOT besides, wherever the service tells.
 var (
 	ErrNotExist  = errors.New("file does not exist")
 	ErrExist     = errors.New("file exists already")

@@ -364,7 +364,8 @@ func (b *Backend) explain(verb, what string, err error) error {
 		kind = backend.ErrNotExist
 	case errors.Is(err, fs.ErrExist):
 		kind = backend.ErrExist
-	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EFBIG):
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC),
+		errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
 		kind = backend.ErrPermanent
 	default:
 		return fmt.Errorf("%s %s: %w", verb, what, err)

@@ -1,15 +1,18 @@
 package rest_test
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
 	"github.com/vmkeep/vmkeep/repo/backend/rest"
+	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
 // config reaches a repository of its own below the peer's location.
@@ -50,4 +53,18 @@ func TestAppendOnlyRestServerKeepsTheGuarantees(t *testing.T) {
 func TestAppendOnlyRcloneKeepsTheGuarantees(t *testing.T) {
 	p := peers.Rclone(t, "--append-only")
 	backendtest.RunAppendOnly(t, func(t *testing.T) backend.Backend { return create(t, p) })
+}
+
+func TestFullServerSaysThatThereIsNoSpace(t *testing.T) {
+	b := create(t, peers.RestServer(t, "--max-size", "3000"))
+	defer b.Close()
+	data := backendtest.Bytes(5000)
+	h := backendtest.HandleOf(restic.PackFile, data)
+	err := b.Save(t.Context(), h, data)
+	if !errors.Is(err, syscall.ENOSPC) || !errors.Is(err, backend.ErrPermanent) {
+		t.Errorf("Save: %v", err)
+	}
+	if _, err := b.Stat(t.Context(), h); !errors.Is(err, backend.ErrNotExist) {
+		t.Errorf("Stat after a refused Save: %v", err)
+	}
 }

@@ -25,6 +25,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -167,7 +168,9 @@ func statusError(resp *http.Response) error {
 		return backend.Permanent(fmt.Errorf("%w (check RESTIC_REST_USERNAME and RESTIC_REST_PASSWORD)", err))
 	case code == http.StatusRequestTimeout, code == http.StatusTooEarly, code == http.StatusTooManyRequests:
 		return err
-	case code >= 400 && code < 500, code == http.StatusInsufficientStorage, code == http.StatusNotImplemented:
+	case code == http.StatusInsufficientStorage, code == http.StatusRequestEntityTooLarge:
+		return backend.Permanent(backend.Mark(err, syscall.ENOSPC)) // what --max-size of rest-server ends in
+	case code >= 400 && code < 500, code == http.StatusNotImplemented:
 		return backend.Permanent(err)
 	}
 	return err

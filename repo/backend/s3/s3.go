@@ -16,6 +16,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/minio/minio-go/v7"
@@ -362,7 +363,9 @@ func (b *Backend) explain(ctx context.Context, err error) error {
 		return backend.Mark(err, backend.ErrExist)
 	case "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "AuthorizationHeaderMalformed":
 		return backend.Permanent(fmt.Errorf("%w (check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION and the key's policy)", err))
-	case "InvalidRange", "InvalidBucketName", "MethodNotAllowed", "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "InvalidRequest",
+	case "QuotaExceeded", "XMinioAdminBucketQuotaExceeded", "XMinioStorageFull":
+		return backend.Permanent(backend.Mark(err, syscall.ENOSPC))
+	case "InvalidRange", "InvalidBucketName", "MethodNotAllowed", "InvalidRequest",
 		"InvalidStorageClass", "PermanentRedirect":
 		return backend.Permanent(err)
 	}
