@@ -3,9 +3,11 @@
 package processes_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strconv"
@@ -13,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend"
@@ -201,4 +204,80 @@ func TestKilledAtEveryWriteLeavesASoundRepository(t *testing.T) {
 			})
 		}
 	}
+}
+
+// ackJob commits one snapshot after another and prints its host once Commit returned.
+func ackJob(ctx context.Context, argument string) (err error) {
+	first, err := strconv.Atoi(argument)
+	if err != nil {
+		return err
+	}
+	r, err := openHere(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.Close()) }()
+	for i := first; ; i++ {
+		if _, err := back(ctx, r.Repository, fmt.Sprint(i), ackChunks(i)); err != nil {
+			return err
+		}
+		fmt.Println(i)
+	}
+}
+
+func ackChunks(i int) [][]byte { return content(byte(i), 3, 400_000) }
+
+// The instants are random: between operations as above, but also within them.
+func TestKilledAtAnyInstantKeepsWhatWasAcknowledged(t *testing.T) {
+	p := peers.Local(t)
+	initPeer(t, p)
+	acknowledged := map[string]bool{}
+	next := 0
+	for range 8 {
+		cmd := start(t, p, "ack", strconv.Itoa(next))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = os.Stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		lines := bufio.NewScanner(out)
+		if lines.Scan() { // it is at work
+			acknowledged[lines.Text()] = true
+		}
+		killer := time.AfterFunc(time.Duration(rand.Int64N(int64(600*time.Millisecond))), func() { _ = cmd.Process.Kill() })
+		for lines.Scan() {
+			acknowledged[lines.Text()] = true
+		}
+		if err := cmd.Wait(); err == nil || killer.Stop() {
+			t.Fatalf("the process ended by itself: %v", err)
+		}
+		next += 25
+	}
+	r := openPeer(t, p)
+	defer func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Logf("%d snapshots acknowledged by 8 processes", len(acknowledged))
+	for _, s := range snapshots(t, r.Repository) {
+		i, err := strconv.Atoi(s.Hostname)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := holds(t.Context(), r.Repository, s, ackChunks(i)); err != nil {
+			t.Error(err)
+		}
+		delete(acknowledged, s.Hostname)
+	}
+	if len(acknowledged) > 0 {
+		t.Errorf("acknowledged, and lost: %v", acknowledged)
+	}
+	wantSound(t, r.Repository)
+	restic019 := peers.Restic(t, p)
+	restic019.Run("unlock")
+	restic019.Run("check", "--read-data")
 }

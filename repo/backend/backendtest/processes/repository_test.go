@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package processes_test runs whole repositories on real stores, with processes that are killed at every write
 // and with many that write at once.
 package processes_test
@@ -35,7 +37,7 @@ func TestMain(m *testing.M) {
 	if name == "" {
 		os.Exit(m.Run())
 	}
-	do, ok := map[string]job{"write": writeJob, "killed": killedJob}[name]
+	do, ok := map[string]job{"write": writeJob, "killed": killedJob, "ack": ackJob}[name]
 	if !ok {
 		fmt.Fprintln(os.Stderr, "no such job:", name)
 		os.Exit(2)
