@@ -221,7 +221,7 @@ func TestSnapshotRules(t *testing.T) {
 		if err != nil {
 			t.Fatal("a quiesce fault belongs into the task")
 		}
-		if _, err = task.WaitForResult(b.ctx); !fault.Is(err, f.(types.BaseMethodFault)) {
+		if _, err = task.WaitForResult(b.ctx); !fault.Is(err, f) {
 			t.Errorf("quiescing failed with %v, want %T", err, f)
 		}
 		b.remove(b.snapshot(b.vm("web"), "crash consistent")) // still possible

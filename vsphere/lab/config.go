@@ -60,7 +60,7 @@ func (s *sim) createVM(ctx *simulator.Context, req *types.CreateVM_Task) (r ref,
 	if fault = s.prepareDevices(&req.Config, nil); fault != nil {
 		return r, fault
 	}
-	res, fault := s.inner(ctx, folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody).Res.Returnval)
+	res, fault := s.alone(ctx, func() ref { return folder.CreateVMTask(ctx, req).(*methods.CreateVM_TaskBody).Res.Returnval })
 	if fault != nil {
 		return r, fault
 	}
@@ -492,8 +492,9 @@ func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 			sp.FileOperation = "" // the files are ours to delete
 		}
 	}
-	res := vm.ReconfigVMTask(ctx, &types.ReconfigVM_Task{This: vm.Self, Spec: *spec})
-	if _, fault := s.inner(ctx, res.(*methods.ReconfigVM_TaskBody).Res.Returnval); fault != nil {
+	if _, fault := s.alone(ctx, func() ref {
+		return vm.ReconfigVMTask(ctx, &types.ReconfigVM_Task{This: vm.Self, Spec: *spec}).(*methods.ReconfigVM_TaskBody).Res.Returnval
+	}); fault != nil {
 		ctx.Update(vm, []types.PropertyChange{{Name: "config.hardware.device", Val: before}}) // the simulator edits in place
 		return fault
 	}

@@ -94,9 +94,9 @@ func busOf(d types.BaseVirtualDevice) (b bus, key int32, ok bool) {
 	return bus{}, 0, false
 }
 
-// assignKeys gives the devices a specification adds the keys and units vSphere would give them, where the caller
-// left them open (key zero or negative), and follows controller references. The simulator would number them
-// 202, 204 ...
+// assignKeys gives the devices a specification adds the keys vSphere gives them, whatever the caller wrote: those only
+// tie devices of one specification together. Units are chosen where the caller left them open. The simulator would
+// number them 202, 204 ...
 func assignKeys(changes []types.BaseVirtualDeviceConfigSpec, existing []types.BaseVirtualDevice) types.BaseMethodFault {
 	used := map[int32]bool{}
 	buses := map[int32]bus{}
@@ -142,15 +142,12 @@ func assignKeys(changes []types.BaseVirtualDeviceConfigSpec, existing []types.Ba
 			continue
 		}
 		v := d.GetVirtualDevice()
-		old := v.Key
-		if old <= 0 {
-			for used[want] {
-				want++
-			}
-			v.Key = want
-			renamed[old] = want
+		for used[want] {
+			want++
 		}
-		used[v.Key] = true
+		renamed[v.Key] = want
+		v.Key = want
+		used[want] = true
 		buses[v.Key] = b
 	}
 	for i, d := range adds {
@@ -158,7 +155,7 @@ func assignKeys(changes []types.BaseVirtualDeviceConfigSpec, existing []types.Ba
 		if _, _, ok := busOf(d); ok {
 			continue
 		}
-		if k, ok := renamed[v.ControllerKey]; ok && v.ControllerKey <= 0 {
+		if k, ok := renamed[v.ControllerKey]; ok {
 			v.ControllerKey = k
 		}
 		b, onBus := buses[v.ControllerKey]
@@ -185,11 +182,7 @@ func assignKeys(changes []types.BaseVirtualDeviceConfigSpec, existing []types.Ba
 		if onBus {
 			take(v.ControllerKey, v.UnitNumber)
 		}
-		if v.Key > 0 && !used[v.Key] {
-			used[v.Key] = true
-			continue
-		}
-		want := v.Key
+		var want int32
 		switch {
 		case onBus:
 			want = b.base + b.units*b.number + *v.UnitNumber

@@ -203,3 +203,19 @@ func TestCreateMachine(t *testing.T) {
 		t.Errorf("thick disk on a full datastore: %v", err)
 	}
 }
+
+// The keys a caller writes into a specification are only names in it.
+func TestCallersKeysAreReplaced(t *testing.T) {
+	b := start(t, lab.Options{Machines: []lab.Machine{oneDisk("web")}})
+	c := &types.ParaVirtualSCSIController{}
+	c.Key, c.BusNumber, c.SharedBus = 77, 1, types.VirtualSCSISharingNoSharing
+	d := &types.VirtualDisk{CapacityInBytes: mib}
+	d.Key, d.ControllerKey, d.UnitNumber = 78, 77, types.NewInt32(3)
+	d.Backing = &types.VirtualDiskFlatVer2BackingInfo{ThinProvisioned: types.NewBool(true)}
+	b.must(b.vm("web").Reconfigure(b.ctx, types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{
+		&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: c},
+		&types.VirtualDeviceConfigSpec{Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: d, FileOperation: types.VirtualDeviceConfigSpecFileOperationCreate}}}))
+	if got := b.disks(b.vm("web").Reference())[1]; got.Key != 2019 || got.ControllerKey != 1001 {
+		t.Errorf("disk %d on controller %d", got.Key, got.ControllerKey)
+	}
+}

@@ -32,6 +32,8 @@ type sim struct {
 	svc   *simulator.Service
 	store *store
 
+	storage sync.Mutex // see alone; taken after a machine's lock
+
 	mu       sync.Mutex
 	machines map[ref]*machine
 	dirs     map[string]string // datastore -> directory

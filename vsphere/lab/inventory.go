@@ -138,6 +138,9 @@ func (s *sim) buildNetworks(ctx *simulator.Context, folder *simulator.Folder, ho
 		return fmt.Errorf("create a switch: %s", describe(fault))
 	}
 	dvs := s.reg.Get(r.(ref)).(*simulator.DistributedVirtualSwitch)
+	// The simulator is still adding the switch's uplinks, with the Context it was called with. With another one the
+	// next task waits for that; with the same it would share the locks.
+	ctx = s.context()
 	for _, n := range []string{"net1", "net2"} {
 		task := dvs.AddDVPortgroupTask(ctx, &types.AddDVPortgroup_Task{This: dvs.Self, Spec: []types.DVPortgroupConfigSpec{{
 			Name: n, Type: string(types.DistributedVirtualPortgroupPortgroupTypeEarlyBinding), NumPorts: 64}}})
@@ -192,6 +195,8 @@ func isDuplicate(f *soap.Fault) bool {
 
 // showSpace publishes the free space of the datastores, which the simulator computes wrongly.
 func (s *sim) showSpace(ctx *simulator.Context) {
+	s.storage.Lock()
+	defer s.storage.Unlock()
 	for _, e := range s.reg.All("Datastore") {
 		ds := e.(*simulator.Datastore)
 		s.mu.Lock()

@@ -52,7 +52,9 @@ func (s *sim) destroy(ctx *simulator.Context, vm *simulator.VirtualMachine, m *m
 	m.mu.Unlock()
 	ds, p, _ := splitPath(dir)
 	vm.Config.Files.LogDirectory = joinPath(ds, path.Join(p, ".destroyed")) // what the simulator deletes
-	if _, f := s.inner(ctx, vm.DestroyTask(ctx, &types.Destroy_Task{This: vm.Self}).(*methods.Destroy_TaskBody).Res.Returnval); f != nil {
+	if _, f := s.alone(ctx, func() ref {
+		return vm.DestroyTask(ctx, &types.Destroy_Task{This: vm.Self}).(*methods.Destroy_TaskBody).Res.Returnval
+	}); f != nil {
 		return f
 	}
 	for _, sn := range s.snapshotObjects(vm.Self) {
@@ -105,7 +107,10 @@ func (s *sim) UnregisterVM(ctx *simulator.Context, req *types.UnregisterVM) soap
 	var res soap.HasFault
 	if !s.withVM(ctx, req.This, func(vm *simulator.VirtualMachine) {
 		snaps := s.snapshotObjects(vm.Self)
-		if res = vm.UnregisterVM(ctx, req); res.Fault() == nil {
+		s.storage.Lock()
+		res = vm.UnregisterVM(ctx, req)
+		s.storage.Unlock()
+		if res.Fault() == nil {
 			for _, sn := range snaps {
 				s.reg.Remove(ctx, sn.Self)
 			}
@@ -180,8 +185,10 @@ func (s *sim) register(ctx *simulator.Context, req *types.RegisterVM_Task) (r re
 			}
 		}
 	}
-	res, fault := s.inner(ctx, folder.RegisterVMTask(ctx, &types.RegisterVM_Task{
-		This: req.This, Path: req.Path, Name: spec.Name, AsTemplate: false, Pool: pool, Host: host}).(*methods.RegisterVM_TaskBody).Res.Returnval)
+	res, fault := s.alone(ctx, func() ref {
+		return folder.RegisterVMTask(ctx, &types.RegisterVM_Task{
+			This: req.This, Path: req.Path, Name: spec.Name, AsTemplate: false, Pool: pool, Host: host}).(*methods.RegisterVM_TaskBody).Res.Returnval
+	})
 	if fault != nil {
 		return r, fault
 	}

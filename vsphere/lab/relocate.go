@@ -7,7 +7,6 @@ import (
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
-	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -134,12 +133,14 @@ func (s *sim) moveFiles(ctx *simulator.Context, vm *simulator.VirtualMachine, m 
 	if fault != nil {
 		return fault
 	}
+	s.storage.Lock()
 	for _, r := range vm.Datastore {
 		if from, ok := s.reg.Get(r).(*simulator.Datastore); ok && r != to.Self {
 			s.reg.RemoveReference(ctx, from, &from.Vm, vm.Self)
 		}
 	}
 	s.reg.AddReference(ctx, to, &to.Vm, vm.Self)
+	s.storage.Unlock()
 	ctx.Update(vm, []types.PropertyChange{
 		{Name: "config.files", Val: files},
 		{Name: "summary.config.vmPathName", Val: files.VmPathName},
@@ -232,7 +233,7 @@ func (v *VM) Migrate(host, datastore string) error {
 		}
 	}
 	for _, e := range s.reg.All("Datastore") {
-		if e.(mo.Entity).Entity().Name == datastore {
+		if e.Entity().Name == datastore {
 			r := e.Reference()
 			spec.Datastore = &r
 		}

@@ -208,6 +208,8 @@ func (s *sim) publish(ctx *simulator.Context, vm *simulator.VirtualMachine, info
 
 // refreshLayout makes layoutEx follow the files. Machine lock held.
 func (s *sim) refreshLayout(ctx *simulator.Context, vm *simulator.VirtualMachine) {
+	s.storage.Lock()
+	defer s.storage.Unlock()
 	vm.RefreshStorageInfo(ctx, nil)
 }
 

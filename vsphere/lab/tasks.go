@@ -148,6 +148,14 @@ func (s *sim) inner(ctx *simulator.Context, id ref) (types.AnyType, types.BaseMe
 	return info.Result, nil
 }
 
+// alone is inner for methods that touch datastores: start calls the method. The simulator copies datastore objects
+// without taking their locks, while it changes them under their locks; so only one such method runs at a time.
+func (s *sim) alone(ctx *simulator.Context, start func() ref) (types.AnyType, types.BaseMethodFault) {
+	s.storage.Lock()
+	defer s.storage.Unlock()
+	return s.inner(ctx, start())
+}
+
 // watch returns a channel that is closed when the task ends; UpdateObject sees it (the simulator's own Task.Wait
 // polls every 10 ms).
 func (s *sim) watch(id ref) <-chan struct{} {
