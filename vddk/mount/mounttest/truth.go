@@ -1,8 +1,7 @@
 package mounttest
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -87,11 +86,36 @@ func hashFile(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	h := sha256.New()
-	if _, err := io.CopyBuffer(h, struct{ io.Reader }{f}, make([]byte, 1<<20)); err != nil {
+	st, err := f.Stat()
+	if err != nil {
 		return "", err
 	}
-	return hex.EncodeToString(h.Sum(nil)), nil
+	if st.Size() > hugeFile {
+		return hashSparse(f, st.Size())
+	}
+	sum, _, err := digest(f, st.Size())
+	return sum, err
+}
+
+// hashSparse leaves out what the kernel says are holes.
+func hashSparse(f *os.File, size int64) (string, error) {
+	d := newDigester(size)
+	b := make([]byte, hugeBlock)
+	for k := int64(0); ; k++ {
+		data, err := unix.Seek(int(f.Fd()), k*hugeBlock, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return d.sum(), nil
+		}
+		if err != nil {
+			return "", err
+		}
+		k = data / hugeBlock
+		n, err := f.ReadAt(b, k*hugeBlock)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return "", err
+		}
+		d.block(k, b[:n])
+	}
 }
 
 func xattrs(path string) (map[string]string, error) {
