@@ -17,6 +17,7 @@ import (
 	"github.com/vmware/govmomi/view"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/soap"
+	"go.uber.org/goleak"
 
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
@@ -126,6 +127,7 @@ func TestThousandMachines(t *testing.T) {
 
 // Nothing runs on after Close, and the temporary directory is gone.
 func TestCloseLeavesNothing(t *testing.T) {
+	before := goleak.IgnoreCurrent()
 	l, err := lab.Start(t.Context(), lab.Options{Machines: []lab.Machine{oneDisk("web")}})
 	if err != nil {
 		t.Fatal(err)
@@ -153,6 +155,7 @@ func TestCloseLeavesNothing(t *testing.T) {
 	if err := l.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
 	}
+	goleak.VerifyNone(t, before)
 	if _, err := lab.Start(t.Context(), lab.Options{Machines: []lab.Machine{{Name: "x", Host: "nowhere"}}}); err == nil {
 		t.Error("a lab with a machine nowhere started")
 	}
