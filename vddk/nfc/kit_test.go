@@ -74,7 +74,7 @@ func start(t testing.TB, mode nfc.Mode, size int) *kit {
 	}
 	k.nfc = &nfc.Transport{
 		Mode: mode, Ticket: k.ticket, Log: slog.New(slog.NewTextHandler(k, &slog.HandlerOptions{Level: slog.LevelDebug})),
-		Options: nfc.Options{Backoff: time.Millisecond, ConnectTimeout: 10 * time.Second, CloseTimeout: time.Second},
+		Options: nfc.Options{Backoff: time.Millisecond, ConnectTimeout: 10 * time.Second, CloseTimeout: 30 * time.Second},
 	}
 	t.Cleanup(func() {
 		if err := k.Server.Close(); err != nil {
