@@ -280,3 +280,30 @@ func TestWhatIsOnlyNamed(t *testing.T) {
 type failing struct{}
 
 func (failing) ReadAt([]byte, int64) (int, error) { return 0, iofs.ErrPermission }
+
+// An MBR does not say whether it counts sectors of 512 or 4096 bytes: what the partitions hold does.
+func TestMBROfADiskWithSectorsOf4KiB(t *testing.T) {
+	fs := golden(t, "ext2")
+	for _, sector := range []int{512, 4096} {
+		disk := make([]byte, 12*mib)
+		copy(disk[446:], []byte{0, 0, 0, 0, 0x83, 0, 0, 0})
+		disk[446+8], disk[446+9] = byte(mib/sector), byte(mib/sector>>8)
+		n := len(fs) / sector
+		disk[446+12], disk[446+13] = byte(n), byte(n>>8)
+		disk[510], disk[511] = 0x55, 0xaa
+		copy(disk[mib:], fs)
+		m := mount.Open([]mount.Disk{{Name: "disk", R: bytes.NewReader(disk), Size: int64(len(disk))}})
+		v, ok := m.Volume("disk" + "p1")
+		if !ok || v.Type != "ext2" || v.Part.Off != mib {
+			t.Errorf("sectors of %d bytes: %+v, %v", sector, m.Volumes(), m.Problems())
+			continue
+		}
+		f, err := v.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Walk("/sizes/b0004096"); err != nil {
+			t.Error(err)
+		}
+	}
+}
