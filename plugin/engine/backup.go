@@ -623,12 +623,12 @@ func (j *machineBackup) point(st repo.Stats, spent time.Duration) *plugin.Point 
 	return p
 }
 
-// chainOf lists the links of a disk that are known, from the frozen one down to the base.
+// chainOf lists the links of a disk, from the frozen one down to the base.
 func chainOf(d vsphere.Disk) []string {
-	if d.Base == "" || d.Base == d.Path {
+	if len(d.Chain) == 0 {
 		return []string{d.Path}
 	}
-	return []string{d.Path, d.Base}
+	return d.Chain
 }
 
 // excluded reports whether a disk is named by a pattern: its name, label or key, or a glob over the name.
