@@ -147,8 +147,7 @@ func queryError(d Disk, id string, err error) error {
 			return fmt.Errorf("query the changes of %s: %w", d.Name, err)
 		}
 	}
-	var any types.BaseMethodFault
-	if _, ok := fault.As(err, &any); !ok {
+	if !isFault(err) {
 		return fmt.Errorf("query the changes of %s: %w", d.Name, err)
 	}
 	out := &ChangeTrackingError{Reason: ReasonRefused, Disk: d.Name, Err: plain(err)}

@@ -319,13 +319,13 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 		x.Backing = backing
 	case p.asked.NoNetworks:
 		// A card needs a network to be on, connected or not: any will do.
-		any := slices.Sorted(maps.Keys(p.at.networks))
-		if len(any) == 0 {
+		all := slices.Sorted(maps.Keys(p.at.networks))
+		if len(all) == 0 {
 			p.note("%s is left out: the target has no network at all", label)
 			return false, nil
 		}
-		p.note("%s stays disconnected, on %s: there is no network %q here", label, any[0], orText(want, "(unknown)"))
-		backing, err := p.networkBacking(ctx, c, any[0])
+		p.note("%s stays disconnected, on %s: there is no network %q here", label, all[0], orText(want, "(unknown)"))
+		backing, err := p.networkBacking(ctx, c, all[0])
 		if err != nil {
 			return false, err
 		}

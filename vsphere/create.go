@@ -146,23 +146,35 @@ func (m *making) destroyOnce(ctx context.Context, vm *VM) error {
 	return m.c.destroyMarked(ctx, m.folder, m.name, m.op.id)
 }
 
+// children reads the machines that lie directly in a folder; none when the folder is gone.
+func (c *Client) children(ctx context.Context, folder ref, paths []string) ([]mo.VirtualMachine, error) {
+	for attempt := 0; ; attempt++ {
+		var f mo.Folder
+		if err := c.one(ctx, folder, []string{"childEntity"}, &f); err != nil {
+			if isNotFound(err) {
+				return nil, nil
+			}
+			return nil, err
+		}
+		var ids []ref
+		for _, r := range f.ChildEntity {
+			if r.Type == "VirtualMachine" {
+				ids = append(ids, r)
+			}
+		}
+		var vms []mo.VirtualMachine
+		err := c.retrieve(ctx, ids, paths, &vms)
+		if isNotFound(err) && attempt < cleanupTries {
+			continue // one of them went between the two calls: list again
+		}
+		return vms, err
+	}
+}
+
 // destroyMarked destroys the machines of a folder that carry a name and the mark of an operation.
 func (c *Client) destroyMarked(ctx context.Context, folder ref, name, operation string) error {
-	var f mo.Folder
-	if err := c.one(ctx, folder, []string{"childEntity"}, &f); err != nil {
-		if isNotFound(err) {
-			return nil
-		}
-		return err
-	}
-	var ids []ref
-	for _, r := range f.ChildEntity {
-		if r.Type == "VirtualMachine" {
-			ids = append(ids, r)
-		}
-	}
-	var vms []mo.VirtualMachine
-	if err := c.retrieve(ctx, ids, []string{"name", "config.annotation"}, &vms); err != nil && !isNotFound(err) {
+	vms, err := c.children(ctx, folder, []string{"name", "config.annotation"})
+	if err != nil {
 		return err
 	}
 	for _, v := range vms {

@@ -156,24 +156,15 @@ func (j *Journal) Begin(id, repository string) (*Operation, error) {
 	if _, err := os.Stat(name); err == nil {
 		return nil, &Error{Kind: ErrExists, Object: id, Summary: "operation " + id + " is in the journal already", Remedy: "run recover, or choose another id"}
 	}
-	// The file appears under its name locked and with its first line: nobody can take it for a dead operation's.
-	f, err := os.CreateTemp(j.dir, ".begin-*")
+	o := &Operation{j: j, name: name, id: id, repository: repository, open: make(map[int]entry)}
+	f, err := createLocked(name, func(f *os.File) error {
+		o.f = f
+		return o.write(entry{Line: "begin", Operation: id, Repository: repository, Journal: j.id, Host: j.host})
+	})
 	if err != nil {
 		return nil, bad(err)
 	}
-	o := &Operation{j: j, f: f, name: name, id: id, repository: repository, open: make(map[int]entry)}
-	err = lockFile(f)
-	if err == nil {
-		err = o.write(entry{Line: "begin", Operation: id, Repository: repository, Journal: j.id, Host: j.host})
-	}
-	if err == nil {
-		err = os.Link(f.Name(), name)
-	}
-	os.Remove(f.Name())
-	if err == nil {
-		err = syncDir(j.dir)
-	}
-	if err != nil {
+	if err := syncDir(j.dir); err != nil {
 		f.Close()
 		return nil, bad(err)
 	}
@@ -279,13 +270,13 @@ func (o *Operation) End() error {
 	}
 	f := o.f
 	o.f = nil
-	defer f.Close() // gives the lock back
 	if len(o.open) == 0 {
-		if err := os.Remove(o.name); err != nil {
+		if err := removeLocked(f, o.name); err != nil {
 			return &Error{Kind: ErrJournal, Object: o.name, Summary: "the journal of operation " + o.id + " cannot be removed", Err: err, Remedy: "check the rights of the state directory"}
 		}
 		return syncDir(o.j.dir)
 	}
+	f.Close() // gives the lock back
 	e := &Error{Kind: ErrLeftover, Object: o.id, Summary: fmt.Sprintf("operation %s left %d things on vSphere", o.id, len(o.open)), Remedy: "run vmkeep recover"}
 	for _, n := range slices.Sorted(maps.Keys(o.open)) {
 		e.Candidates = append(e.Candidates, o.open[n].String())

@@ -5,6 +5,7 @@ package vsphere
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"syscall"
 )
 
@@ -21,6 +22,31 @@ func lockFile(f *os.File) error {
 		}
 		return err
 	}
+}
+
+// createLocked makes a file that appears under its name locked and begun: nobody can take it for a dead operation's.
+func createLocked(name string, begin func(*os.File) error) (*os.File, error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".begin-*")
+	if err != nil {
+		return nil, err
+	}
+	if err = lockFile(f); err == nil {
+		err = begin(f)
+	}
+	if err == nil {
+		err = os.Link(f.Name(), name) // unlike a renaming it does not replace
+	}
+	os.Remove(f.Name())
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// removeLocked removes a locked file and gives its lock back, in this order.
+func removeLocked(f *os.File, name string) error {
+	return errors.Join(os.Remove(name), f.Close())
 }
 
 // syncDir makes the names in a directory durable.

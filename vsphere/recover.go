@@ -77,7 +77,11 @@ const (
 )
 
 func leftoverOf(o *Operation, e entry) Leftover {
-	return Leftover{Kind: e.Kind, Operation: o.id, Machine: orText(e.Path, e.Machine), MachineID: e.Machine, Object: orText(e.Object, e.Name), Host: o.j.host, Since: e.Time}
+	id := e.Machine
+	if e.Kind == EntryMachine {
+		id = e.Object
+	}
+	return Leftover{Kind: e.Kind, Operation: o.id, Machine: orText(e.Path, e.Machine), MachineID: id, Object: orText(e.Object, e.Name), Host: o.j.host, Since: e.Time}
 }
 
 // Recover undoes what dead operations left on this server: first what the journal knows, newest first, then snapshots

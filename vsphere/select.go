@@ -66,12 +66,12 @@ func within(p, place string) bool {
 
 // pick applies the selection.
 func (sel Selection) pick(all []Machine, t *tree) ([]Machine, error) {
-	any := func(list []string, ok func(string) bool) bool { return len(list) == 0 || slices.ContainsFunc(list, ok) }
+	some := func(list []string, ok func(string) bool) bool { return len(list) == 0 || slices.ContainsFunc(list, ok) }
 	used := make(map[string]bool)
 	var out []Machine
 	for _, m := range all {
 		byName := false
-		match := any(sel.Names, func(string) bool { return false })
+		match := some(sel.Names, func(string) bool { return false })
 		for _, p := range sel.Names {
 			if m.named(p) {
 				match, used[p] = true, true
@@ -80,17 +80,17 @@ func (sel Selection) pick(all []Machine, t *tree) ([]Machine, error) {
 		}
 		if !match || slices.ContainsFunc(sel.Exclude, m.named) ||
 			m.Template && !sel.Templates && !byName ||
-			!any(sel.Folders, func(p string) bool { return within(p, m.Folder) }) ||
-			!any(sel.Hosts, func(p string) bool { return glob(p, m.Host) || p == m.HostID }) ||
-			!any(sel.Clusters, func(p string) bool { return m.Cluster != "" && glob(p, m.Cluster) }) ||
-			!any(sel.ResourcePools, func(p string) bool { return m.ResourcePool != "" && within(p, m.ResourcePool) }) ||
-			!any(sel.Datastores, func(p string) bool {
+			!some(sel.Folders, func(p string) bool { return within(p, m.Folder) }) ||
+			!some(sel.Hosts, func(p string) bool { return glob(p, m.Host) || p == m.HostID }) ||
+			!some(sel.Clusters, func(p string) bool { return m.Cluster != "" && glob(p, m.Cluster) }) ||
+			!some(sel.ResourcePools, func(p string) bool { return m.ResourcePool != "" && within(p, m.ResourcePool) }) ||
+			!some(sel.Datastores, func(p string) bool {
 				return slices.ContainsFunc(m.Datastores, func(d string) bool { return glob(p, d) })
 			}) ||
-			!any(sel.Tags, func(p string) bool {
+			!some(sel.Tags, func(p string) bool {
 				return slices.ContainsFunc(m.Tags, func(tag string) bool { return tagged(p, tag) })
 			}) ||
-			!any(sel.Attributes, func(p string) bool {
+			!some(sel.Attributes, func(p string) bool {
 				name, value, _ := strings.Cut(p, "=")
 				for k, v := range m.Attributes {
 					if glob(name, k) && glob(value, v) {
