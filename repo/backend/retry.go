@@ -57,9 +57,14 @@ func hopeless(err error) bool {
 		errors.Is(err, ErrExist) || errors.Is(err, ErrReadOnly)
 }
 
+// Do repeats attempt as [Retry] does with operations. what is for people.
+func (p Policy) Do(ctx context.Context, what string, attempt func() error) error {
+	return p.withDefaults().run(ctx, what, func(int) error { return attempt() })
+}
+
 // run calls attempt, which is told how many went before it.
-func (r *retry) run(ctx context.Context, what string, attempt func(n int) error) error {
-	start, pause := time.Now(), r.policy.Initial
+func (p Policy) run(ctx context.Context, what string, attempt func(n int) error) error {
+	start, pause := time.Now(), p.Initial
 	for n := 0; ; n++ {
 		err := attempt(n)
 		if err == nil || ctx.Err() != nil || hopeless(err) {
@@ -67,11 +72,11 @@ func (r *retry) run(ctx context.Context, what string, attempt func(n int) error)
 		}
 		// Half to one and a half of the pause: clients that failed together must not come back together.
 		wait := time.Duration(float64(pause) * (0.5 + rand.Float64()))
-		if elapsed := time.Since(start); n > 0 && elapsed+wait > r.policy.Budget {
+		if elapsed := time.Since(start); n > 0 && elapsed+wait > p.Budget {
 			return fmt.Errorf("given up after %d attempts in %s: %w", n+1, elapsed.Round(time.Second), err)
 		}
-		if r.policy.Notify != nil {
-			r.policy.Notify(what, err, wait)
+		if p.Notify != nil {
+			p.Notify(what, err, wait)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -80,12 +85,12 @@ func (r *retry) run(ctx context.Context, what string, attempt func(n int) error)
 			timer.Stop()
 			return errors.Join(context.Cause(ctx), err)
 		}
-		pause = min(2*pause, r.policy.Longest)
+		pause = min(2*pause, p.Longest)
 	}
 }
 
 func (r *retry) Save(ctx context.Context, h Handle, data []byte) error {
-	return r.run(ctx, "save "+h.String(), func(n int) error {
+	return r.policy.run(ctx, "save "+h.String(), func(n int) error {
 		err := r.Backend.Save(ctx, h, data)
 		if n > 0 && h.Type == restic.ConfigFile && errors.Is(err, ErrExist) && r.holds(ctx, h, data) {
 			return nil // an attempt that seemed to fail had stored it
@@ -105,7 +110,7 @@ func (r *retry) holds(ctx context.Context, h Handle, data []byte) bool {
 }
 
 func (r *retry) Load(ctx context.Context, h Handle, offset, length int64, fn func(io.Reader) error) error {
-	return r.run(ctx, "load "+h.String(), func(int) error {
+	return r.policy.run(ctx, "load "+h.String(), func(int) error {
 		return r.Backend.Load(ctx, h, offset, length, func(rd io.Reader) error {
 			watched := &watchedReader{r: rd}
 			err := fn(watched)
@@ -132,7 +137,7 @@ func (w *watchedReader) Read(p []byte) (int, error) {
 }
 
 func (r *retry) Stat(ctx context.Context, h Handle) (info FileInfo, err error) {
-	err = r.run(ctx, "stat "+h.String(), func(int) error {
+	err = r.policy.run(ctx, "stat "+h.String(), func(int) error {
 		info, err = r.Backend.Stat(ctx, h)
 		return err
 	})
@@ -142,7 +147,7 @@ func (r *retry) Stat(ctx context.Context, h Handle) (info FileInfo, err error) {
 // List begins again when it breaks off, and tells no file twice.
 func (r *retry) List(ctx context.Context, t restic.FileType, fn func(FileInfo) error) error {
 	told := make(map[restic.ID]struct{})
-	return r.run(ctx, "list "+string(t), func(int) error {
+	return r.policy.run(ctx, "list "+string(t), func(int) error {
 		return r.Backend.List(ctx, t, func(info FileInfo) error {
 			id, err := restic.ParseID(info.Name)
 			if err != nil {
@@ -161,7 +166,7 @@ func (r *retry) List(ctx context.Context, t restic.FileType, fn func(FileInfo) e
 }
 
 func (r *retry) Remove(ctx context.Context, h Handle) error {
-	return r.run(ctx, "remove "+h.String(), func(n int) error {
+	return r.policy.run(ctx, "remove "+h.String(), func(n int) error {
 		err := r.Backend.Remove(ctx, h)
 		if n > 0 && errors.Is(err, ErrNotExist) {
 			return nil // an attempt that seemed to fail had removed it

@@ -93,6 +93,21 @@ func TestRetryOutlastsFailures(t *testing.T) {
 	}
 }
 
+func TestDoInsistsAsRetryDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		err := backend.Policy{}.Do(t.Context(), "open", func() error {
+			if n++; n < 4 {
+				return backendtest.ErrInjected
+			}
+			return backend.Permanent(errors.New("wrong"))
+		})
+		if n != 4 || !errors.Is(err, backend.ErrPermanent) || err.Error() != "wrong" {
+			t.Errorf("%d attempts, %v", n, err)
+		}
+	})
+}
+
 func TestRetryTellsNoFileTwice(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, _, _ := stored(t)

@@ -85,7 +85,11 @@ func open(ctx context.Context, l Location, s Settings, why purpose) (backend.Bac
 	if err := o.checkOptions(); err != nil {
 		return nil, err
 	}
-	b, err := o.store(ctx)
+	var b backend.Backend
+	err := s.Retry.Do(ctx, "open "+l.String(), func() (err error) {
+		b, err = o.store(ctx)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("repository at %s: %w", l, err)
 	}

@@ -109,10 +109,18 @@ func (c *conn) Write(p []byte) (int, error) {
 	return n, c.describe(err)
 }
 
+// lastWords is how long a process may take to end after it closed its output.
+const lastWords = 2 * time.Second
+
 // describe adds what rclone said before it ended.
 func (c *conn) describe(err error) error {
-	if err == nil {
-		return nil
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	// The end of its output may be noticed before its last words are.
+	select {
+	case <-c.done:
+	case <-time.After(lastWords):
 	}
 	if text := c.stderr.String(); text != "" {
 		return fmt.Errorf("rclone: %s: %w", text, err)

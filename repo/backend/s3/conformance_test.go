@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -223,6 +224,43 @@ func TestRetentionThatIsOverIsDeletedForGood(t *testing.T) {
 			t.Fatal(object.Err)
 		}
 		t.Errorf("version %s of %s (delete marker: %v) is still there", object.VersionID, object.Key, object.IsDeleteMarker)
+	}
+}
+
+// flaky answers the first requests for the bucket's object lock as an overloaded service.
+type flaky struct {
+	http.RoundTripper
+	left atomic.Int32
+}
+
+func (f *flaky) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL.Query().Has("object-lock") && f.left.Add(-1) >= 0 {
+		return &http.Response{StatusCode: http.StatusServiceUnavailable, Status: "503 Service Unavailable", Header: http.Header{}, Body: http.NoBody, Request: req}, nil
+	}
+	return f.RoundTripper.RoundTrip(req)
+}
+
+func TestObjectLockIsNeverGuessed(t *testing.T) {
+	cfg := config(t, peers.S3(t))
+	locked(t, cfg, minio.Compliance)
+	busy := &flaky{RoundTripper: cfg.Transport}
+	cfg.Transport = busy
+	busy.left.Store(1)
+	if _, err := s3.Open(t.Context(), cfg); err == nil || errors.Is(err, backend.ErrPermanent) || errors.Is(err, backend.ErrNotExist) {
+		t.Errorf("Open of a busy service: %v", err)
+	}
+	b, err := s3.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer b.Close()
+	data := backendtest.Bytes(100)
+	h := backendtest.HandleOf(restic.PackFile, data)
+	if err := b.Save(t.Context(), h, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Remove(t.Context(), h); !errors.Is(err, backend.ErrReadOnly) {
+		t.Errorf("Remove: %v", err)
 	}
 }
 

@@ -121,18 +121,23 @@ func Create(ctx context.Context, cfg Config) (*Backend, error) {
 	return Open(ctx, cfg)
 }
 
+// detectLocking asks whether the bucket was made with object lock. No definite answer is an error: to take a busy
+// service for one without object lock would hide retained files behind delete markers.
 func (b *Backend) detectLocking(ctx context.Context) error {
 	_, _, _, _, err := b.client.GetObjectLockConfig(ctx, b.cfg.Bucket)
 	if err == nil {
 		b.locking = true
 		return nil
 	}
-	switch code := codeOf(err); {
-	case ctx.Err() != nil, code == "NoSuchBucket", code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch":
+	var resp minio.ErrorResponse
+	switch known := errors.As(err, &resp); {
+	case !known, ctx.Err() != nil, resp.StatusCode >= 500 && resp.StatusCode != http.StatusNotImplemented:
+		return b.explain(ctx, err)
+	case resp.Code == "NoSuchBucket", resp.Code == "InvalidAccessKeyId", resp.Code == "SignatureDoesNotMatch", resp.Code == "SlowDown":
 		return b.explain(ctx, err)
 	}
 	// No object lock, or a service that does not know it, or a key that may not ask. The last is harmless: the
-	// service refuses what it protects. A service that cannot be reached shows at the next request.
+	// service refuses what it protects.
 	return nil
 }
 
