@@ -173,7 +173,7 @@ func open(src *guestfs.Source) (*driver, error) {
 	}
 	over, err := d.replay()
 	if err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
+		return nil, fmt.Errorf("journal: %w; without it files would be wrong: restore or export the disk, and let the guest recover it", err)
 	}
 	if over.Len() > 0 {
 		// What was journalled includes the superblock and the descriptors themselves.

@@ -119,7 +119,7 @@ func (d *driver) Stat(id guestfs.ID) (guestfs.Attr, error) {
 	}
 	switch a.Type {
 	case guestfs.CharDevice, guestfs.BlockDevice:
-		a.Major, a.Minor = device(i.block())
+		a.Major, a.Minor = deviceNumber(i.block())
 		a.Size = 0
 	case guestfs.FIFO, guestfs.Socket:
 		a.Size = 0
@@ -127,8 +127,8 @@ func (d *driver) Stat(id guestfs.ID) (guestfs.Attr, error) {
 	return a, nil
 }
 
-// device decodes a device number: 8+8 bits in the first word of i_block, else 12+20 bits in the second.
-func device(b []byte) (major, minor uint32) {
+// deviceNumber decodes a device number: 8+8 bits in the first word of i_block, else 12+20 bits in the second.
+func deviceNumber(b []byte) (major, minor uint32) {
 	if n := le.Uint32(b); n != 0 {
 		return n >> 8 & 0xff, n & 0xff
 	}

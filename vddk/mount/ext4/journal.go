@@ -400,22 +400,15 @@ func (l *log) revocations(b []byte, t *transaction) {
 }
 
 // committed reports whether the commit block b ends a whole transaction. When it does not, stale tells that this
-// is how a journal ends: with the rest of an earlier round, or a transaction that was being written.
+// is how a journal ends: with the rest of an earlier round, or, where commit blocks do not wait for what they commit,
+// a transaction that was being written.
 func (l *log) committed(b []byte, t *transaction, older bool) (ok, stale bool) {
 	const sumAt = 16
-	if !l.sums.valid(b, sumAt) {
-		return false, true
+	ok = l.sums.valid(b, sumAt) && !t.torn
+	if l.sums.version == 0 && l.compat&jbdCompatChecksum != 0 && b[12] == 1 && b[13] == 4 {
+		ok = be.Uint32(b[sumAt:]) == t.sum
 	}
-	if l.sums.version != 0 {
-		if t.torn {
-			return false, older || l.features&jbdAsync != 0
-		}
-		return true, false
-	}
-	if l.compat&jbdCompatChecksum != 0 && b[12] == 1 && b[13] == 4 && be.Uint32(b[sumAt:]) != t.sum {
-		return false, true
-	}
-	return true, false
+	return ok, older || l.features&jbdAsync != 0
 }
 
 // crcBE is the CRC-32 of the first checksummed journals: polynomial 04C11DB7, most significant bit first, not

@@ -149,7 +149,7 @@ func open(src *guestfs.Source) (*driver, error) {
 	}
 	over, err := d.replay()
 	if err != nil {
-		return nil, fmt.Errorf("log: %w", err)
+		return nil, fmt.Errorf("log: %w; without it files would be wrong: restore or export the disk, and let the guest recover it", err)
 	}
 	if over.Len() > 0 {
 		d.src = src.With(over)
