@@ -220,8 +220,9 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 		if err != nil {
 			return nil, err
 		}
-		point = j.point(w.Stats(), time.Since(started))
-		return j.document(tree, w.Stats(), started, prev), nil
+		st := w.Stats()
+		point = j.point(st, time.Since(started))
+		return j.document(tree, st, started, prev), nil
 	})
 	if err != nil {
 		return nil, err
