@@ -16,33 +16,37 @@ import (
 // mkfs.xfs refuses what is below 300 MiB unless told that nobody supports it.
 func xfs(options string) string { return "mkfs.xfs --unsupported -q -f -K " + options }
 
-var xfsImages = map[string]mounttest.Image{
-	"default":       {Size: 128 * mib, Mkfs: xfs(""), Fill: grow(mounttest.Tree{Files: 3000, Names: 12000})},
-	"1k nrext64":    {Size: 128 * mib, Mkfs: xfs("-b size=1024 -n size=8192 -i nrext64=1"), Fill: grow(mounttest.Tree{Huge: true})},
-	"reflink 64k":   {Size: 128 * mib, Mkfs: xfs("-m reflink=1,rmapbt=1 -n size=65536 -i size=2048"), Fill: reflinked},
-	"old times 512": {Size: 128 * mib, Mkfs: xfs("-m bigtime=0,reflink=0,finobt=0 -i size=512,sparse=0 -d agcount=8")},
-	"fragments 1k":  {Size: 128 * mib, Mkfs: xfs("-b size=1024 -d agcount=2"), Fill: shattered},
-	"attr trees":    {Size: 128 * mib, Mkfs: xfs("-b size=4096"), Fill: attributed},
-	"metadata UUID": {Size: 128 * mib, Mkfs: xfs("-m uuid=0d9cc5b4-63a7-4ba2-b0a5-3a1d1dfe2d5b -L label12bytes"), Fill: grow(mounttest.Tree{Names: 2000})},
+func xfsImages() map[string]mounttest.Image {
+	return map[string]mounttest.Image{
+		"default":       {Size: 128 * mib, Mkfs: xfs(""), Fill: grow(mounttest.Tree{Files: 3000, Names: 12000})},
+		"1k nrext64":    {Size: 128 * mib, Mkfs: xfs("-b size=1024 -n size=8192 -i nrext64=1"), Fill: grow(mounttest.Tree{Huge: true})},
+		"reflink 64k":   {Size: 128 * mib, Mkfs: xfs("-m reflink=1,rmapbt=1 -n size=65536 -i size=2048"), Fill: reflinked},
+		"old times 512": {Size: 128 * mib, Mkfs: xfs("-m bigtime=0,reflink=0,finobt=0 -i size=512,sparse=0 -d agcount=8")},
+		"fragments 1k":  {Size: 128 * mib, Mkfs: xfs("-b size=1024 -d agcount=2"), Fill: shattered},
+		"attr trees":    {Size: 128 * mib, Mkfs: xfs("-b size=4096"), Fill: attributed},
+		"metadata UUID": {Size: 128 * mib, Mkfs: xfs("-m uuid=0d9cc5b4-63a7-4ba2-b0a5-3a1d1dfe2d5b -L label12bytes"), Fill: grow(mounttest.Tree{Names: 2000})},
+	}
 }
 
 func TestXFSEqualsKernel(t *testing.T) {
 	mounttest.Need(t, "mkfs.xfs", "mount")
-	for name, image := range xfsImages {
+	for name, image := range xfsImages() {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { equalsKernel(t, image) })
 	}
 }
 
-var xfsCrashes = map[string]mounttest.Image{
-	"flushed": {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.JournalFlushed, Fill: churn(1)},
-	"as is":   {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.AsItLies, Fill: churn(2)},
-	"1k 256k": {Size: 128 * mib, Mkfs: xfs("-b size=1024 -i nrext64=1"), Mount: "logbsize=256k", Crash: mounttest.JournalFlushed, Fill: churn(3)},
-	"stripe":  {Size: 128 * mib, Mkfs: xfs("-l su=32k"), Crash: mounttest.JournalFlushed, Fill: churn(4)},
+func xfsCrashes() map[string]mounttest.Image {
+	return map[string]mounttest.Image{
+		"flushed": {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.JournalFlushed, Fill: churn(1)},
+		"as is":   {Size: 128 * mib, Mkfs: xfs(""), Crash: mounttest.AsItLies, Fill: churn(2)},
+		"1k 256k": {Size: 128 * mib, Mkfs: xfs("-b size=1024 -i nrext64=1"), Mount: "logbsize=256k", Crash: mounttest.JournalFlushed, Fill: churn(3)},
+		"stripe":  {Size: 128 * mib, Mkfs: xfs("-l su=32k"), Crash: mounttest.JournalFlushed, Fill: churn(4)},
+	}
 }
 
 func TestXFSLogEqualsKernelsReplay(t *testing.T) {
 	mounttest.Need(t, "mkfs.xfs", "mount")
-	for name, image := range xfsCrashes {
+	for name, image := range xfsCrashes() {
 		t.Run(strings.ReplaceAll(name, " ", "_"), func(t *testing.T) { equalsKernel(t, image) })
 	}
 }

@@ -18,25 +18,28 @@ type layout struct {
 func left(row, n int64) int64  { return n - 1 - row%n }
 func right(row, n int64) int64 { return row % n }
 
-// layouts of striped RAID as md(4) names them, "n" being parity last and "0" or raid4 parity first.
+// layoutOf knows the layouts of striped RAID as md(4) names them, "n" being parity last and "0" or raid4 parity first.
 //
 //	left symmetric, 4 devices:   D0 D1 D2 P      right asymmetric:  P  D0 D1 D2
 //	                             D4 D5 P  D3                        D3 P  D4 D5
-var layouts = map[string]layout{
-	"raid0":      {0, func(_, k, _ int64) int64 { return k }},
-	"raid0_meta": {0, func(_, k, _ int64) int64 { return k }},
-	"raid4":      {1, func(_, k, _ int64) int64 { return k + 1 }},
-	"raid5":      {1, symmetric(left, 1)},
-	"raid5_ls":   {1, symmetric(left, 1)},
-	"raid5_rs":   {1, symmetric(right, 1)},
-	"raid5_la":   {1, asymmetric(left)},
-	"raid5_ra":   {1, asymmetric(right)},
-	"raid5_n":    {1, func(_, k, _ int64) int64 { return k }},
-	"raid6":      {2, asymmetric6(right)},
-	"raid6_zr":   {2, asymmetric6(right)},
-	"raid6_nr":   {2, asymmetric6(func(row, n int64) int64 { return left(row+1, n) })},
-	"raid6_nc":   {2, symmetric(left, 1)}, // Q lies before P, so that data follows P directly
-	"raid6_n_6":  {2, func(_, k, _ int64) int64 { return k }},
+func layoutOf(kind string) (layout, bool) {
+	l, ok := map[string]layout{
+		"raid0":      {0, func(_, k, _ int64) int64 { return k }},
+		"raid0_meta": {0, func(_, k, _ int64) int64 { return k }},
+		"raid4":      {1, func(_, k, _ int64) int64 { return k + 1 }},
+		"raid5":      {1, symmetric(left, 1)},
+		"raid5_ls":   {1, symmetric(left, 1)},
+		"raid5_rs":   {1, symmetric(right, 1)},
+		"raid5_la":   {1, asymmetric(left)},
+		"raid5_ra":   {1, asymmetric(right)},
+		"raid5_n":    {1, func(_, k, _ int64) int64 { return k }},
+		"raid6":      {2, asymmetric6(right)},
+		"raid6_zr":   {2, asymmetric6(right)},
+		"raid6_nr":   {2, asymmetric6(func(row, n int64) int64 { return left(row+1, n) })},
+		"raid6_nc":   {2, symmetric(left, 1)}, // Q lies before P, so that data follows P directly
+		"raid6_n_6":  {2, func(_, k, _ int64) int64 { return k }},
+	}[kind]
+	return l, ok
 }
 
 func symmetric(parity func(row, n int64) int64, after int64) func(row, k, n int64) int64 {
@@ -95,7 +98,7 @@ func (g *group) raid(kind string, s section, n int64) (device.Device, error) {
 	if s.num("data_offset") != 0 || s.num("reshape_count") != 0 || s.num("data_copies") > 2 {
 		return nil, errors.New("it is being reshaped; wait until that is done, or restore the machine")
 	}
-	l, ok := layouts[kind]
+	l, ok := layoutOf(kind)
 	near := kind == "raid10" || kind == "raid10_near"
 	if !ok && !near {
 		return nil, fmt.Errorf("segments of type %q are not read; restore or export the disks instead", kind)

@@ -120,7 +120,8 @@ func (g *group) segment(s section, n int64) (device.Device, error) {
 		if len(legs) == 1 {
 			return legs[0], nil
 		}
-		return striped(legs, s.num("stripe_size")*sectorLen, n, layouts["raid0"])
+		plain, _ := layoutOf("raid0")
+		return striped(legs, s.num("stripe_size")*sectorLen, n, plain)
 	case kind == "mirror":
 		return g.first(s.list("mirrors"), n)
 	case strings.HasPrefix(kind, "raid"):
