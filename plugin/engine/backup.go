@@ -136,7 +136,7 @@ func (b *backupRun) machine(ctx context.Context, m vsphere.Machine) plugin.Machi
 	}
 	if err != nil {
 		var asError *plugin.Error
-		errors.As(failure(err), &asError)
+		errors.As(failureOf(ctx, err), &asError)
 		failed := *asError
 		if failed.Object == "" {
 			failed.Object = m.Name

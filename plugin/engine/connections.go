@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -118,7 +119,11 @@ func (c *connections) repository(ctx context.Context) (*repo.Repository, error) 
 // storage is what the configuration says of the storage service.
 func (c *connections) storage() location.Settings {
 	rc := c.cfg.Repository
-	return location.Settings{Env: c.lookup, Options: rc.Options, Upload: rc.LimitUpload, Download: rc.LimitDownload}
+	return location.Settings{Env: c.lookup, Options: rc.Options, Upload: rc.LimitUpload, Download: rc.LimitDownload, Retry: backend.Policy{
+		Notify: func(op string, err error, pause time.Duration) {
+			c.log.Warn("the repository's storage does not answer, trying again", "operation", op, "error", err, "in", pause)
+		},
+	}}
 }
 
 // noRepository makes a place that is not there a missing repository.

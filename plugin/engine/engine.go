@@ -154,7 +154,7 @@ func (e *Engine) operate(ctx context.Context, kind string, emit func(plugin.Even
 	op.log.Debug("operation started")
 	err = fn(ctx, op)
 	op.log.Debug("operation ended", "error", err)
-	return failure(err)
+	return failureOf(ctx, err)
 }
 
 func (e *Engine) ended(id string) {

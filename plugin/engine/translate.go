@@ -84,6 +84,16 @@ func extraConfig(config json.RawMessage, key string) string {
 	return ""
 }
 
+// failureOf is failure for work under ctx: what the end of the context caused, whatever its cause is called, is a
+// cancellation.
+func failureOf(ctx context.Context, err error) error {
+	cause := context.Cause(ctx)
+	if err == nil || cause == nil || !errors.Is(err, cause) && !errors.Is(err, ctx.Err()) {
+		return failure(err)
+	}
+	return &plugin.Error{Code: plugin.CodeCancelled, Summary: "cancelled", Detail: cause.Error(), Err: err, Remedy: "run it again: what was stored is used again"}
+}
+
 // failure puts an error into the contract's form: always a *plugin.Error, or nil.
 func failure(err error) error {
 	if err == nil {
