@@ -8,7 +8,7 @@ import (
 )
 
 func TestReadsAndWrites(t *testing.T) {
-	both(t, 5<<20+512, func(t *testing.T, k *kit) {
+	both(t, 3<<20+512, func(t *testing.T, k *kit) {
 		for c := nfc.Auto; c <= nfc.Skipz; c++ {
 			t.Run(c.String(), func(t *testing.T) {
 				k.nfc.Options.Compression = c
@@ -20,10 +20,10 @@ func TestReadsAndWrites(t *testing.T) {
 				k.write = true
 				d = k.must()
 				at := 1<<20 - 512
-				for i := range k.content[at : at+3<<20] {
+				for i := range k.content[at : at+1<<20] {
 					k.content[at+i] ^= byte(c) + 1
 				}
-				if _, err := d.WriteAt(k.content[at:at+3<<20], int64(at)); err != nil {
+				if _, err := d.WriteAt(k.content[at:at+1<<20], int64(at)); err != nil {
 					t.Fatal(err)
 				}
 				k.all(d)

@@ -18,6 +18,7 @@ import (
 
 // TestFragments reads answers cut into odd sizes, out of order, interleaved, packed differently piece by piece.
 func TestFragments(t *testing.T) {
+	const request = 150 << 10
 	sizes := []int{1000, 65536, 7, 3000, 64536}
 	for name, sc := range map[string]nfctest.Scenario{
 		"sizes":       {Fragments: sizes},
@@ -30,13 +31,13 @@ func TestFragments(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for c := nfc.None; c <= nfc.Skipz; c++ {
-				both(t, 5<<20, func(t *testing.T, k *kit) {
+				both(t, 5*request, func(t *testing.T, k *kit) {
 					k.SetScenario(sc)
-					k.nfc.Options.Compression = c
+					k.nfc.Options.Compression, k.nfc.Options.MaxRequest = c, request
 					d := k.must()
 					k.all(d)
 					s := d.Stats()
-					if s.Reads != 5 || s.RawBytes != 5<<20 || s.Retries != 0 || s.Reconnects != 0 || s.P99 == 0 || s.P50 > s.P99 {
+					if s.Reads != 5 || s.RawBytes != 5*request || s.Retries != 0 || s.Reconnects != 0 || s.P99 == 0 || s.P50 > s.P99 {
 						t.Errorf("%+v", s)
 					}
 					if got := s.WireBytes < s.RawBytes; got != (c != nfc.None && !sc.Uncompress) {

@@ -6,18 +6,26 @@ import (
 	"errors"
 	"os"
 	"runtime"
+	"strconv"
 	"testing"
 
 	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vddk/nfc/nfctest"
 )
 
+// soakVariable asks for another number of cycles, for example 20000 over night.
+const soakVariable = "VMKEEP_SOAK_CYCLES"
+
 // TestSoak lives through hundreds of disks, each opened, read, broken in some way, closed: descriptors, goroutines and
 // memory must be what they were.
 func TestSoak(t *testing.T) {
-	cycles := 600
-	if testing.Short() {
-		cycles = 100
+	cycles := 250
+	if v := os.Getenv(soakVariable); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			t.Fatalf("%s=%s: a positive number is needed", soakVariable, v)
+		}
+		cycles = n
 	}
 	k := start(t, nfc.NBDSSL, 256<<10)
 	k.nfc.Options.Buffer, k.nfc.Options.Compression = 64<<10, nfc.FastLZ
