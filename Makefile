@@ -36,11 +36,20 @@ lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l chunker cmd plugin repo vddk vsphere); if [ -n "$$unformatted" ]; then echo "not formatted (run gofmt -w): $$unformatted" >&2; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	GOOS=windows $(GO) vet ./cmd/vmkeep ./plugin
+
+.PHONY: cross
+cross: ## build the host, the plugin and the check for Windows and macOS
+	@mkdir -p $(BIN)/windows $(BIN)/darwin
+	GOOS=windows $(GO) build -o $(BIN)/windows/ ./cmd/vmkeep ./cmd/vmkeep-plugin ./cmd/vmkeep-check
+	GOOS=darwin GOARCH=arm64 $(GO) build -o $(BIN)/darwin/ ./cmd/vmkeep ./cmd/vmkeep-plugin ./cmd/vmkeep-check
 
 .PHONY: demo
 demo: peers build ## back up, change, back up again and restore a machine of an embedded vSphere
 	$(GO) run ./cmd/internal/demo -bin $(BIN)
+
+.PHONY: bench
+bench: peers build ## measure the main job beside the real restic: BENCH="-size 1024 -files 700" for a short look
+	$(GO) run ./cmd/internal/bench -bin $(BIN) $(BENCH)
 
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (20s)

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -39,6 +41,15 @@ func TestPythonHost(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	tree := filepath.Join(dir, "tree")
+	if err := os.MkdirAll(filepath.Join(tree, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(tree, "etc", "hostname"), []byte("linux\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	guest := filepath.Join(dir, "guest.img")
+	need(t, "/sbin/mke2fs", "-q", "-t", "ext4", "-d", tree, guest, "16M")
 	image := filepath.Join(dir, "web.img")
 	data := make([]byte, 3<<20)
 	rand.NewChaCha8([32]byte{3}).Read(data)
@@ -50,7 +61,7 @@ func TestPythonHost(t *testing.T) {
 	if err := errors.Join(err, f.Truncate(16<<20), f.Close()); err != nil {
 		t.Fatal(err)
 	}
-	l, err := lab.Start(context.Background(), lab.Options{Dir: filepath.Join(dir, "lab"), Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Image: image}}}}})
+	l, err := lab.Start(context.Background(), lab.Options{Dir: filepath.Join(dir, "lab"), Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Image: image}, {Image: guest}}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +96,7 @@ func TestPythonHost(t *testing.T) {
 		t.Errorf("without a repository: %v, %q", err, problems)
 	}
 	must("init")
-	if out, _ := must("machines"); out != "web poweredOn scsi0-0=16777216\n" {
+	if out, _ := must("machines"); out != "web poweredOn scsi0-0=16777216 scsi0-1=16777216\n" {
 		t.Errorf("machines: %q", out)
 	}
 	out, events := must("backup", "web")
@@ -100,6 +111,30 @@ func TestPythonHost(t *testing.T) {
 	copy(want[2<<20:], data)
 	if out, _ := must("cat", id, "scsi0-0"); out != string(want) {
 		t.Errorf("cat: %d bytes that differ", len(out))
+	}
+	if out, _ := must("ls", id); !strings.Contains(out, "volume ") {
+		t.Errorf("ls: %q", out)
+	}
+	if out, _ := must("ls", id, "/etc"); !strings.Contains(out, "file 6 ") || !strings.Contains(out, "hostname") {
+		t.Errorf("ls /etc: %q", out)
+	}
+	if out, _ := must("get", id, "/etc/hostname"); out != "linux\n" {
+		t.Errorf("get: %q", out)
+	}
+	archive, _ := must("tar", id, "/etc")
+	names := make(map[string]bool)
+	for r := tar.NewReader(strings.NewReader(archive)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[filepath.Base(h.Name)] = true
+	}
+	if !names["hostname"] {
+		t.Errorf("tar holds %v", names)
 	}
 	if n := l.Machine("web").SnapshotCount(); n != 0 {
 		t.Errorf("%d snapshots are left", n)

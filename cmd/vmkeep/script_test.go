@@ -55,7 +55,7 @@ func TestScripts(t *testing.T) {
 }
 
 // TestEndToEnd are commands on the lab: machine web with disks scsi0-0 (24 MiB, half full) and scsi0-1 (8 MiB, empty),
-// machine db with one disk.
+// machine db with one disk, machine linux with an ext4 file system.
 func TestEndToEnd(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/e2e", Cmds: commands(), Setup: func(e *testscript.Env) error {
 		if err := surroundings(e); err != nil {
@@ -95,10 +95,38 @@ func startLab(dir string) (*lab.Lab, error) {
 	if err = errors.Join(err, f.Truncate(24<<20), f.Close()); err != nil {
 		return nil, err
 	}
+	guest, err := linuxGuest(dir)
+	if err != nil {
+		return nil, err
+	}
 	return lab.Start(context.Background(), lab.Options{Dir: filepath.Join(dir, "lab"), Machines: []lab.Machine{
 		{Name: "web", Folder: "prod", Disks: []lab.Disk{{Image: file}, {Size: 8 << 20}}},
 		{Name: "db", Disks: []lab.Disk{{Size: 8 << 20}}},
+		{Name: "linux", Disks: []lab.Disk{{Image: guest}}},
 	}})
+}
+
+// linuxGuest makes the image of a disk with an ext4 file system.
+func linuxGuest(dir string) (string, error) {
+	tree := filepath.Join(dir, "tree")
+	for name, content := range map[string]string{"etc/hostname": "linux\n", "etc/fstab": "/dev/sda / ext4 defaults 0 1\n", "srv/data/a.txt": "alpha\n", "srv/data/b.txt": "beta\n"} {
+		path := filepath.Join(tree, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+			return "", err
+		}
+	}
+	mke2fs, err := exec.LookPath("mke2fs")
+	if err != nil {
+		mke2fs = "/sbin/mke2fs" // not on everybody's PATH
+	}
+	image := filepath.Join(dir, "linux.img")
+	if out, err := exec.Command(mke2fs, "-q", "-t", "ext4", "-L", "root", "-d", tree, image, "32M").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("mke2fs: %w: %s (apt-get install e2fsprogs)", err, out)
+	}
+	return image, nil
 }
 
 func labVariables(l *lab.Lab) map[string]string {
@@ -129,6 +157,7 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 		"jsonlines": jsonLines,
 		"guest":     guest,
 		"clean":     clean,
+		"damage":    damage,
 		"ruin":      ruin,
 		"field":     field,
 	}
@@ -206,6 +235,23 @@ func ruin(ts *testscript.TestScript, _ bool, args []string) {
 		f = lab.MachineFaults{Quiesce: &types.ApplicationQuiesceFault{}}
 	}
 	ts.Check(ts.Value(labKey{}).(*lab.Lab).Machine(args[0]).SetFaults(f))
+}
+
+// damage REPOSITORY: a byte in the middle of the largest pack falls over.
+func damage(ts *testscript.TestScript, _ bool, args []string) {
+	packs, err := filepath.Glob(filepath.Join(args[0], "data", "*", "*"))
+	ts.Check(err)
+	largest, data := "", []byte(nil)
+	for _, path := range packs {
+		content, err := os.ReadFile(path)
+		ts.Check(err)
+		if len(content) > len(data) {
+			largest, data = path, content
+		}
+	}
+	data[len(data)/2] ^= 1
+	ts.Check(os.Chmod(largest, 0o600))
+	ts.Check(os.WriteFile(largest, data, 0o600))
 }
 
 // clean: no machine has a snapshot.

@@ -3,7 +3,10 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -251,7 +254,36 @@ func TestPlainProgress(t *testing.T) {
 // TestNamesOfGuestsAreHarmless: a name that a guest chose does not steer the terminal.
 func TestNamesOfGuestsAreHarmless(t *testing.T) {
 	line := fileLine(plugin.File{Path: "a\x1b[2Jb\nc\x9bd\xff", Type: "symlink", Link: "x\ry", Mode: 0o4755})
-	if strings.ContainsAny(line, "\x1b\n\r\x9b\xff") || !strings.HasPrefix(line, "lrwsr-xr-x ") {
+	if strings.ContainsAny(line, "\x1b\n\r") || strings.Contains(line, "\x9b") || strings.Contains(line, "\xff") || !strings.HasPrefix(line, "lrwsr-xr-x ") {
 		t.Errorf("got %q", line)
+	}
+}
+
+// TestJSONHelpIsComplete: every message type that the source writes is in "vmkeep help json".
+func TestJSONHelpIsComplete(t *testing.T) {
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := map[string]bool{"phase": true, "progress": true, "diagnostic": true, "result": true} // the kinds of event
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		source, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`writeJSON\(a\.std\w+, "(\w+)"`).FindAllStringSubmatch(string(source), -1) {
+			types[m[1]] = true
+		}
+	}
+	if len(types) < 15 {
+		t.Fatalf("found only %v", types)
+	}
+	for name := range types {
+		if !regexp.MustCompile(`(?m)^  ` + name + ` `).MatchString(jsonHelp) {
+			t.Errorf("%s is not documented", name)
+		}
 	}
 }

@@ -65,10 +65,13 @@ func when(t time.Time) string {
 // short is the form of an id that people are shown.
 func short(id string) string { return id[:min(8, len(id))] }
 
-// count spells a number of things: "1 disk", "2 disks".
+// count spells a number of things: "1 disk", "2 disks", "3 directories".
 func count(n int, thing string) string {
 	if n == 1 {
 		return "1 " + thing
+	}
+	if stem, ok := strings.CutSuffix(thing, "y"); ok {
+		thing = stem + "ie"
 	}
 	return strconv.Itoa(n) + " " + thing + "s"
 }
