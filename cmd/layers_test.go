@@ -56,7 +56,7 @@ func layers() []layer {
 
 		{"plugin", []string{"plugin/internal/pb"}, "hosts import it: it brings the contract and the wire, nothing else"},
 		{"plugin/internal/pb", nil, "generated"},
-		{"plugin/engine", []string{"plugin", "chunker", "chunker/extent", "vsphere", "vddk", "vddk/mount", "vddk/mount/...", "vddk/nfc", "vddk/vixdisklib", "vddk/hotadd",
+		{"plugin/engine", []string{"plugin", "chunker", "chunker/extent", "vsphere", "vddk", "vddk/mount", "vddk/mount/...", "vddk/nfc", "vddk/vixdisklib", "vddk/hotadd", "vddk/vmdk",
 			"repo", "repo/restic", "repo/backend", "repo/backend/location"}, "the only package that knows all the libraries"},
 		{"plugin/engine/...", []string{"plugin", "plugin/engine", "chunker", "chunker/extent", "vsphere", "vsphere/lab", "vddk", "vddk/...", "repo", "repo/..."}, "parts and test rigs of the engine"},
 
