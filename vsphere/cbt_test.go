@@ -296,6 +296,18 @@ func TestRevertIsSeen(t *testing.T) {
 	if yes, err := v.Reverted(w.ctx, began); err != nil || yes {
 		t.Errorf("before: %v %v", yes, err)
 	}
+	w.lab.ExpireSessions() // takes collectors along
+	made, err := w.lab.Machine("web").Snapshot("foreign")
+	must(t, err)
+	must(t, w.lab.Machine("web").Revert(made))
+	if yes, err := v.Reverted(w.ctx, began); err != nil || !yes {
+		t.Errorf("after a revert: %v %v", yes, err)
+	}
+	later, err := w.c.Now(w.ctx)
+	must(t, err)
+	if yes, err := v.Reverted(w.ctx, later); err != nil || yes {
+		t.Errorf("the revert was before: %v %v", yes, err)
+	}
 }
 
 // A rollback writes the differences over the live disk: with the old content there it is the old disk again.

@@ -252,7 +252,7 @@ func (v *VM) gone(ctx context.Context) (bool, error) {
 	return false, err
 }
 
-// revertTypes are the events and tasks that tell of a revert.
+// isRevert reports whether an event tells of a revert: the task, by the names that vCenter and ESXi give it.
 func isRevert(e types.BaseEvent) bool {
 	t, ok := e.(*types.TaskEvent)
 	if !ok {
@@ -263,20 +263,58 @@ func isRevert(e types.BaseEvent) bool {
 	})
 }
 
-// Reverted reports whether the machine was reverted to a snapshot after since, as far as the server's events tell:
-// they may be purged, and an ESXi host keeps few. Increments across a revert are not to be trusted.
+// Reverted reports whether the machine was reverted to a snapshot after since, by the server's clock, as far as its
+// events tell: they may be purged, and an ESXi host keeps few. Increments across a revert are not to be trusted.
 func (v *VM) Reverted(ctx context.Context, since time.Time) (bool, error) {
 	em := v.c.vim.ServiceContent.EventManager
 	if em == nil {
 		return false, nil
 	}
-	res, err := methods.QueryEvents(ctx, v.c.vim, &types.QueryEvents{This: *em, Filter: types.EventFilterSpec{
-		Entity:      &types.EventFilterSpecByEntity{Entity: v.ref(), Recursion: types.EventFilterSpecRecursionOptionSelf},
-		Time:        &types.EventFilterSpecByTime{BeginTime: &since},
-		EventTypeId: []string{"vim.event.TaskEvent"},
-	}})
-	if err != nil {
-		return false, fmt.Errorf("read the events of %s: %w", v.label(), err)
+	// Not QueryEvents: it gives only the newest events, and ESXi hosts do not have it. Not a filter by type either: how
+	// types are spelled in it differs between versions.
+	filter := types.EventFilterSpec{
+		Entity: &types.EventFilterSpecByEntity{Entity: v.ref(), Recursion: types.EventFilterSpecRecursionOptionSelf},
+		Time:   &types.EventFilterSpecByTime{BeginTime: &since},
 	}
-	return slices.ContainsFunc(res.Returnval, isRevert), nil
+	for attempt := 0; ; attempt++ {
+		yes, err := v.seen(ctx, *em, filter, isRevert)
+		switch {
+		case err == nil:
+			return yes, nil
+		case isNotFound(err) && attempt < 3: // a collector dies with its session
+		default:
+			return false, fmt.Errorf("read the events of %s: %w", v.label(), err)
+		}
+	}
+}
+
+// eventPage is how many events are asked for at a time, the most that vSphere gives.
+const eventPage = 1000
+
+// seen reports whether an event that the filter lets through is one of those meant.
+func (v *VM) seen(ctx context.Context, manager ref, filter types.EventFilterSpec, meant func(types.BaseEvent) bool) (bool, error) {
+	made, err := methods.CreateCollectorForEvents(ctx, v.c.vim, &types.CreateCollectorForEvents{This: manager, Filter: filter})
+	if err != nil {
+		return false, err
+	}
+	collector := made.Returnval
+	defer func() {
+		after, cancel := v.c.afterwards(ctx)
+		defer cancel()
+		if _, err := methods.DestroyCollector(after, v.c.vim, &types.DestroyCollector{This: collector}); err != nil {
+			v.c.log.Debug("event collector not destroyed", "error", err) // it goes with the session
+		}
+	}()
+	for {
+		page, err := methods.ReadNextEvents(ctx, v.c.vim, &types.ReadNextEvents{This: collector, MaxCount: eventPage})
+		if err != nil {
+			return false, err
+		}
+		if slices.ContainsFunc(page.Returnval, meant) {
+			return true, nil
+		}
+		if len(page.Returnval) == 0 {
+			return false, nil
+		}
+	}
 }

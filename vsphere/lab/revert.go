@@ -1,6 +1,8 @@
 package lab
 
 import (
+	"time"
+
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -38,10 +40,26 @@ func (s *sim) RevertToCurrentSnapshotTask(_ *simulator.Context, req *types.Rever
 
 // revert takes the machine back to the snapshot which, nil: the current one.
 func (s *sim) revert(ctx *simulator.Context, r ref, which *ref) (fault types.BaseMethodFault) {
-	if !s.withVM(ctx, r, func(vm *simulator.VirtualMachine) { fault = s.goBack(ctx, vm, which) }) {
+	name := "VirtualMachine.revertToSnapshot"
+	if which == nil {
+		name = "VirtualMachine.revertToCurrentSnapshot"
+	}
+	if !s.withVM(ctx, r, func(vm *simulator.VirtualMachine) {
+		s.postTask(ctx, vm, name)
+		fault = s.goBack(ctx, vm, which)
+	}) {
 		return &types.ManagedObjectNotFound{Obj: r}
 	}
 	return fault
+}
+
+// postTask makes the event that says that a task began. Machine lock held.
+func (s *sim) postTask(ctx *simulator.Context, vm *simulator.VirtualMachine, description string) {
+	event := &types.TaskEvent{Info: types.TaskInfo{DescriptionId: description, Entity: &vm.Self, EntityName: vm.Name, QueueTime: time.Now(),
+		State: types.TaskInfoStateRunning}}
+	event.Vm = &types.VmEventArgument{EntityEventArgument: types.EntityEventArgument{Name: vm.Name}, Vm: vm.Self}
+	m := s.reg.EventManager()
+	ctx.WithLock(m, func() { m.PostEvent(ctx, &types.PostEvent{This: m.Self, EventToPost: event}) })
 }
 
 func (s *sim) goBack(ctx *simulator.Context, vm *simulator.VirtualMachine, which *ref) types.BaseMethodFault {
