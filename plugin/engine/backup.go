@@ -161,8 +161,8 @@ type machineBackup struct {
 	mu     sync.Mutex
 	images []*diskImage // of the disks that are read
 
-	suspects []string   // uuids of disks that an audit found to differ
-	files    *restic.ID // tree of the guest's files; nil: none were asked for
+	facts machineFacts
+	files *restic.ID // tree of the guest's files; nil: none were asked for
 }
 
 // diskImage is one disk on its way into the repository.
@@ -207,7 +207,10 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.suspects = audit.suspects()
+	j.facts.suspects = audit.suspects()
+	if j.manifest.Begun, err = b.vc.Now(ctx); err != nil {
+		return nil, err
+	}
 
 	var point *plugin.Point
 	id, err := b.repo.Commit(ctx, func(ctx context.Context, w *repo.Writer) (*restic.Snapshot, error) {
@@ -296,6 +299,9 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 		if err := j.describe(s); err != nil {
 			return err
 		}
+		if err := j.look(ctx, vm, prev); err != nil {
+			return err
+		}
 		j.homeFiles(ctx, vm, s.State(), files)
 		disks, dctx := errgroup.WithContext(ctx)
 		for _, d := range s.Disks() {
@@ -365,6 +371,17 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 	return nil
 }
 
+// look completes what has to be known of the machine before change ids are trusted. It comes after the snapshot: what
+// happens to the machine from now on is not in this point.
+func (j *machineBackup) look(ctx context.Context, vm *vsphere.VM, prev *loadedPoint) (err error) {
+	j.facts.restored, j.facts.snapshots = j.manifest.Machine.Restored, j.manifest.Machine.Snapshots
+	if prev == nil || prev.manifest == nil || j.run.req.Full {
+		return nil
+	}
+	j.facts.reverts, err = revertsSince(ctx, vm, prev.manifest)
+	return err
+}
+
 // homeFiles takes the machine's small files along. They are a convenience for people: a restore needs only the
 // manifest, so their absence is no failure.
 func (j *machineBackup) homeFiles(ctx context.Context, vm *vsphere.VM, st *vsphere.State, files map[string][]byte) {
@@ -405,7 +422,6 @@ func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loaded
 		return nil, nil
 	}
 	facts := diskFacts{name: d.Name, uuid: d.UUID, capacity: d.Capacity, changeID: string(d.ChangeID), chain: rec.Chain}
-	machine := machineFacts{restored: j.manifest.Machine.Restored, snapshots: j.manifest.Machine.Snapshots, suspects: j.suspects}
 	var v verdict
 	switch {
 	case j.run.req.Full:
@@ -413,9 +429,9 @@ func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loaded
 	case prev != nil && prev.damage != nil:
 		v = verdict{reason: reasonUnreadable}
 	case prev != nil:
-		v = judge(facts, machine, prev.manifest)
+		v = judge(facts, j.facts, prev.manifest)
 	default:
-		v = judge(facts, machine, nil)
+		v = judge(facts, j.facts, nil)
 	}
 	rec.Reason, rec.Incremental = v.reason, v.since != ""
 	image := &diskImage{record: rec}

@@ -154,8 +154,7 @@ func (j *machineBackup) changedFor(ctx context.Context, s *vsphere.Snapshot, d v
 		return nil, false, nil
 	}
 	facts := diskFacts{name: d.Name, uuid: d.UUID, capacity: d.Capacity, changeID: string(d.ChangeID), chain: chainOf(d)}
-	machine := machineFacts{restored: j.manifest.Machine.Restored, snapshots: j.manifest.Machine.Snapshots, suspects: j.suspects}
-	v := judge(facts, machine, prev.manifest.withoutImages())
+	v := judge(facts, j.facts, prev.manifest.withoutImages())
 	if v.since == "" {
 		return nil, false, nil
 	}

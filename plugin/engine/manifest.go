@@ -22,7 +22,8 @@ const manifestLimit = 64 << 20
 type manifest struct {
 	Version int       `json:"version"`
 	Tool    string    `json:"tool"`
-	Time    time.Time `json:"time"` // when the snapshot was taken
+	Time    time.Time `json:"time"`           // when the snapshot was taken
+	Begun   time.Time `json:"begun,omitzero"` // by the server's clock, before the snapshot was taken
 
 	Machine     manifestMachine    `json:"machine"`
 	Consistency plugin.Consistency `json:"consistency"`
@@ -53,7 +54,7 @@ type manifestMachine struct {
 	PowerState   string   `json:"powerState,omitempty"`
 	Template     bool     `json:"template,omitempty"`
 	Restored     string   `json:"restored,omitempty"`  // mark left by the last restore into this machine
-	Snapshots    []string `json:"snapshots,omitempty"` // foreign snapshots at that time, "moref" and "current=moref"
+	Snapshots    []string `json:"snapshots,omitempty"` // foreign snapshots at that time, by id
 }
 
 type manifestDisk struct {

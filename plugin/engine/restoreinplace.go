@@ -171,7 +171,11 @@ func (j *restoreJob) askTracking(ctx context.Context, vm *vsphere.VM, op *vspher
 		return out, nil
 	}
 	machine := machineFacts{restored: restoredMark(st.ConfigInfo), snapshots: j.point.manifest.Machine.Snapshots}
-	_, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: op, Phase: j.scope.phase,
+	var err error
+	if machine.reverts, err = revertsSince(ctx, vm, j.point.manifest); err != nil {
+		return nil, err
+	}
+	_, err = vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: op, Phase: j.scope.phase,
 		Quiesce: vsphere.Quiesce{Best: vsphere.LevelCrash, Worst: vsphere.LevelCrash}}, func(ctx context.Context, s *vsphere.Snapshot) error {
 		for _, p := range pairs {
 			i := slices.IndexFunc(s.Disks(), func(x vsphere.Disk) bool { return x.Key == p.disk.Key })

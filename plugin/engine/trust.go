@@ -1,30 +1,33 @@
 package engine
 
 import (
+	"context"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // A change id is trusted only with a matching trust record: what the previous point says of the disk, and what
 // vSphere says of it now (DESIGN section 5). Everything else is read in full. The reasons below are what hosts,
 // manifests and people see.
 const (
-	reasonTracked      = "change tracking"
-	reasonRequested    = "full requested"
-	reasonFirst        = "no previous point"
-	reasonNewDisk      = "disk is new in this machine"
-	reasonSuspect      = "an audit found a difference"
-	reasonRestored     = "restored"
-	reasonCapacity     = "capacity changed"
-	reasonMoved        = "disk moved to another file"
-	reasonReverted     = "reverted"
-	reasonSnapshots    = "snapshots of others changed"
-	reasonNoPrevID     = "previous point has no change id"
-	reasonNotTracked   = "change tracking is not active on this disk"
-	reasonRestarted    = "tracking restarted"
-	reasonUnreadable   = "previous point is damaged"
-	reasonUnchangedOff = "powered off since the previous point"
+	reasonTracked    = "change tracking"
+	reasonRequested  = "full requested"
+	reasonFirst      = "no previous point"
+	reasonNewDisk    = "disk is new in this machine"
+	reasonSuspect    = "an audit found a difference"
+	reasonRestored   = "restored"
+	reasonCapacity   = "capacity changed"
+	reasonMoved      = "disk moved to another file"
+	reasonReverted   = "reverted"
+	reasonNoEvents   = "reverts cannot be ruled out: " // and why
+	reasonSnapshots  = "snapshots of others changed"
+	reasonNoPrevID   = "previous point has no change id"
+	reasonNotTracked = "change tracking is not active on this disk"
+	reasonRestarted  = "tracking restarted"
+	reasonUnreadable = "previous point is damaged"
 )
 
 // diskFacts is what vSphere says of a disk now, in the snapshot that is about to be read.
@@ -41,6 +44,27 @@ type machineFacts struct {
 	restored  string
 	snapshots []string
 	suspects  []string // uuids of disks that an audit found to differ
+	reverts   string   // why the machine may have gone back to a snapshot since the previous point; empty: it did not
+}
+
+// revertsSince asks vSphere's events whether the machine went back to a snapshot since a point, and returns a reason
+// or nothing. Change ids do not tell: after a revert they go on from the snapshot's, and one from before is accepted
+// and answered with too little as soon as the sequence has caught up.
+func revertsSince(ctx context.Context, vm *vsphere.VM, point *manifest) (string, error) {
+	since := point.Begun
+	if since.IsZero() {
+		since = point.Time
+	}
+	yes, err := vm.Reverted(ctx, since)
+	switch {
+	case err == nil && yes:
+		return reasonReverted, nil
+	case err == nil:
+		return "", nil
+	case ctx.Err() != nil:
+		return "", context.Cause(ctx)
+	}
+	return reasonNoEvents + err.Error(), nil
 }
 
 // verdict is how a disk will be read.
@@ -81,8 +105,10 @@ func judge(now diskFacts, machine machineFacts, prev *manifest) verdict {
 	switch {
 	case was != is:
 		return full(reasonRestarted)
-	case isSeq < wasSeq:
+	case isSeq <= wasSeq: // every snapshot has a change id of its own
 		return full(reasonReverted)
+	case machine.reverts != "":
+		return full(machine.reverts)
 	}
 	if reason := chainChanged(old.Chain, now.chain); reason != "" {
 		return full(reason)

@@ -27,6 +27,8 @@ func TestTrust(t *testing.T) {
 		{"tracking was off", func(_ *diskFacts, _ *machineFacts, p *manifest) { p.Disks[0].ChangeID = "" }, reasonNoPrevID},
 		{"tracking reset", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.changeID = "53" + id[2:] + "/9" }, reasonRestarted},
 		{"sequence fell", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.changeID = id + "/4" }, reasonReverted},
+		{"sequence stands still", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.changeID = id + "/5" }, reasonReverted},
+		{"sequence caught up after a revert", func(_ *diskFacts, m *machineFacts, _ *manifest) { m.reverts = reasonReverted }, reasonReverted},
 		{"malformed id", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.changeID = id + "/x" }, reasonReverted},
 		{"delta left on top", func(d *diskFacts, _ *machineFacts, _ *manifest) {
 			d.chain = append([]string{"[ds] vm/vm-000001.vmdk"}, d.chain...)
