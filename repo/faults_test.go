@@ -235,10 +235,10 @@ func TestARerunUsesWhatAFailedCommitStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		be := backendtest.NewMemory()
 		r := create(t, be)
-		files := map[string][]byte{"disk": noise(1, 40e6)}
+		files := map[string][]byte{"disk": noise(1, 6e6)}
 		boom := errors.New("boom")
 		_, err := r.Commit(t.Context(), func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
-			_, err := w.SaveFile(files["disk"][:20e6])
+			_, err := w.SaveFile(files["disk"][:3e6])
 			return nil, errors.Join(err, boom)
 		})
 		if !errors.Is(err, boom) {
@@ -249,10 +249,10 @@ func TestARerunUsesWhatAFailedCommitStored(t *testing.T) {
 		}
 		for _, r := range []*Repository{r, reopen(t, be)} {
 			_, err = r.Commit(t.Context(), func(ctx context.Context, w *Writer) (*restic.Snapshot, error) {
-				if _, err := w.SaveFile(files["disk"][:20e6]); err != nil {
+				if _, err := w.SaveFile(files["disk"][:3e6]); err != nil {
 					return nil, err
 				}
-				if st := w.Stats(); st.Added != 0 || st.Known != 20e6 {
+				if st := w.Stats(); st.Added != 0 || st.Known != 3e6 {
 					t.Errorf("a rerun stores again: %+v", st)
 				}
 				return nil, nil
@@ -375,9 +375,9 @@ func TestEveryFlippedByteIsNoticed(t *testing.T) {
 
 func TestEightWritersAtOnceLoseNothing(t *testing.T) {
 	r, be, peer := onDisk(t)
-	shared := noise(1, 8e6)
+	shared := noise(1, 4e6)
 	filesOf := func(i int) map[string][]byte {
-		return map[string][]byte{"shared": shared, "own": noise(uint64(100+i), 2e6)}
+		return map[string][]byte{"shared": shared, "own": noise(uint64(100+i), 1_000_000)}
 	}
 	type result struct {
 		host string
@@ -418,7 +418,7 @@ func TestEightWritersAtOnceLoseNothing(t *testing.T) {
 	}
 	// Eight commits of one process store what they share once.
 	before := wantClean(t, r)
-	fresh := noise(77, 8e6)
+	fresh := noise(77, 4e6)
 	for i := range 8 {
 		go func() {
 			host := fmt.Sprint("again", i)
@@ -432,15 +432,15 @@ func TestEightWritersAtOnceLoseNothing(t *testing.T) {
 		}
 	}
 	after := wantClean(t, r)
-	// 8 chunks, one tree of them, a root for each host.
-	if n := after.Blobs - before.Blobs; n != 8+1+8 {
+	// 4 chunks, one tree of them, a root for each host.
+	if n := after.Blobs - before.Blobs; n != 4+1+8 {
 		t.Errorf("%d blobs were stored by eight commits of the same data", n)
 	}
 	// Prune leaves one copy of what the processes stored twice.
 	if _, err := r.Prune(t.Context(), PruneOptions{MaxUnused: Unused{None: true}}); err != nil {
 		t.Fatal(err)
 	}
-	if last := wantClean(t, r); last.Blobs != 8+8*2+8*2+8+1+8 {
+	if last := wantClean(t, r); last.Blobs != 4+8*1+8*2+4+1+8 {
 		t.Errorf("%d blobs are left", last.Blobs)
 	}
 	peer.Run("check", "--read-data")

@@ -28,8 +28,9 @@ func TestPruneFreesWhatForgottenSnapshotsNeeded(t *testing.T) {
 	for _, dry := range []bool{true, false} {
 		t.Run(fmt.Sprintf("dry %v", dry), func(t *testing.T) {
 			r, be, peer := onDisk(t)
-			base := noise(1, 60e6)
-			first := map[string][]byte{"disk": base, "gone": noise(3, 20e6)}
+			r.packSize = minPackSize
+			base := noise(1, 24e6)
+			first := map[string][]byte{"disk": base, "gone": noise(3, 8e6)}
 			second := map[string][]byte{"disk": changed(base, 3, 100)}
 			s1, err := commitFiles(t.Context(), r, "vm", first)
 			if err != nil {
@@ -43,7 +44,7 @@ func TestPruneFreesWhatForgottenSnapshotsNeeded(t *testing.T) {
 				t.Fatal(err)
 			}
 			before := wantClean(t, r)
-			if before.UnusedBytes < 20e6/2 {
+			if before.UnusedBytes < 8e6/2 {
 				t.Fatalf("%d bytes are unused", before.UnusedBytes)
 			}
 			report, err := r.Prune(t.Context(), PruneOptions{DryRun: dry, MaxUnused: Unused{None: true}})
@@ -70,7 +71,8 @@ func TestPruneFreesWhatForgottenSnapshotsNeeded(t *testing.T) {
 func TestPruneRespectsItsLimits(t *testing.T) {
 	be := backendtest.NewMemory()
 	r := create(t, be)
-	base := noise(1, 60e6)
+	r.packSize = minPackSize
+	base := noise(1, 20e6)
 	s1, err := commitFiles(t.Context(), r, "vm", map[string][]byte{"disk": base})
 	if err != nil {
 		t.Fatal(err)
@@ -97,8 +99,8 @@ func TestPruneRespectsItsLimits(t *testing.T) {
 	if n, _ := dataRepacked(PruneOptions{MaxUnused: Unused{None: true}, MaxRepack: 1}); n != 0 {
 		t.Errorf("%d packs would be repacked within one byte", n)
 	}
-	if _, rest := dataRepacked(PruneOptions{MaxUnused: Unused{Bytes: 5e6}}); rest > 5e6 {
-		t.Errorf("%d bytes would stay unused of at most 5,000,000", rest)
+	if _, rest := dataRepacked(PruneOptions{MaxUnused: Unused{Bytes: 2e6}}); rest > 2e6 {
+		t.Errorf("%d bytes would stay unused of at most 2,000,000", rest)
 	}
 }
 
@@ -185,7 +187,7 @@ func TestRepairIndexFindsWhatThePacksHold(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			be := backendtest.NewMemory()
 			r := create(t, be)
-			files := map[string][]byte{"a": noise(1, 20e6), "b": noise(2, 3e6)}
+			files := map[string][]byte{"a": noise(1, 5e6), "b": noise(2, 1e6)}
 			s, err := commitFiles(t.Context(), r, "vm", files)
 			if err != nil {
 				t.Fatal(err)
@@ -217,7 +219,7 @@ func TestRepairIndexFindsWhatThePacksHold(t *testing.T) {
 func TestLostChunksBecomeZerosInPlace(t *testing.T) {
 	be := backendtest.NewMemory()
 	r := create(t, be)
-	disk := noise(1, 50e6)
+	disk := noise(1, 12e6)
 	old := map[string][]byte{"disk": disk, "intact": noise(9, 2e6)}
 	s, err := commitFiles(t.Context(), r, "vm", old)
 	if err != nil {
@@ -284,7 +286,7 @@ func TestLostChunksBecomeZerosInPlace(t *testing.T) {
 func TestABackupHealsWhatItStillHas(t *testing.T) {
 	be := backendtest.NewMemory()
 	r := create(t, be)
-	files := map[string][]byte{"disk": noise(1, 30e6)}
+	files := map[string][]byte{"disk": noise(1, 8e6)}
 	s, err := commitFiles(t.Context(), r, "vm", files)
 	if err != nil {
 		t.Fatal(err)

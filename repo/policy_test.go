@@ -101,7 +101,7 @@ func randomPolicy(rnd *rand.Rand) (p restic.Policy, args []string) {
 }
 
 func TestPolicyDecidesAsResticDoes(t *testing.T) {
-	const histories, policies = 6, 12
+	const histories, policies = 5, 8
 	for h := range histories {
 		rnd := rand.New(rand.NewPCG(uint64(h), 7))
 		r, _, peer := onDisk(t)
