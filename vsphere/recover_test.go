@@ -130,7 +130,7 @@ func TestKilledAtAnyCall(t *testing.T) {
 	if calls < 50 {
 		t.Fatalf("the child makes %d calls", calls)
 	}
-	stride := 5 // of the about hundred calls; the offset moves so that "before" and "after" alternate
+	stride := 7 // of the about hundred calls; the offset moves so that "before" and "after" alternate
 	for n := 3; n <= calls; n += stride {
 		if !w.kill(n, n%2 == 0) {
 			break
