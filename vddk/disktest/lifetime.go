@@ -49,7 +49,7 @@ func cancelIdle(t *testing.T, h Harness) {
 }
 
 func cancelInFlight(t *testing.T, h Harness) {
-	x, content := filled(t, h, 8<<20)
+	x, content := filled(t, h, 2<<20)
 	if x.Stall == nil {
 		t.Log("answers cannot be held up")
 		return
@@ -61,9 +61,9 @@ func cancelInFlight(t *testing.T, h Harness) {
 	var wg sync.WaitGroup
 	bufs := make([][]byte, 4)
 	for i := range bufs {
-		bufs[i] = make([]byte, 2<<20)
+		bufs[i] = make([]byte, 512<<10)
 		wg.Go(func() {
-			if _, err := d.ReadAt(bufs[i], int64(i)<<21); !errors.Is(err, errWhy) {
+			if _, err := d.ReadAt(bufs[i], int64(i)<<19); !errors.Is(err, errWhy) {
 				t.Errorf("a read in flight gives %v", err)
 			}
 		})
@@ -90,7 +90,7 @@ func cancelInFlight(t *testing.T, h Harness) {
 }
 
 func cutReading(t *testing.T, h Harness) {
-	x, content := filled(t, h, 3<<20)
+	x, content := filled(t, h, 2<<20)
 	if x.Cut == nil {
 		t.Log("connections cannot be cut")
 		return
@@ -143,23 +143,23 @@ func cutWriting(t *testing.T, h Harness) {
 }
 
 func closeInFlight(t *testing.T, h Harness) {
-	x, content := filled(t, h, 8<<20)
+	x, content := filled(t, h, 2<<20)
 	d := open(t, h, t.Context(), x.Spec)
 	var wg sync.WaitGroup
 	started := make(chan struct{}, 8)
 	for i := range 8 {
 		wg.Go(func() {
-			buf := make([]byte, 1<<20)
+			buf := make([]byte, 256<<10)
 			started <- struct{}{}
 			for {
-				_, err := d.ReadAt(buf, int64(i)<<20)
+				_, err := d.ReadAt(buf, int64(i)<<18)
 				switch {
 				case errors.Is(err, vddk.ErrClosed):
 					return
 				case err != nil && err != io.EOF:
 					t.Errorf("a read in flight when Close was called gives %v", err)
 					return
-				case !bytes.Equal(buf, content[i<<20:(i+1)<<20]):
+				case !bytes.Equal(buf, content[i<<18:(i+1)<<18]):
 					t.Error("a read in flight when Close was called gives other bytes")
 					return
 				}

@@ -145,14 +145,14 @@ func alignment(t *testing.T, h Harness) {
 }
 
 func sizes(t *testing.T, h Harness) {
-	const size = 5<<20 + 512
+	const size = 3<<20 + 512
 	x, content := filled(t, h, size)
 	d := open(t, h, t.Context(), x.Spec)
 	defer shut(t, d)
 	if d.Size() != size {
 		t.Fatalf("size is %d, not %d", d.Size(), size)
 	}
-	for _, n := range []int{0, 512, 1024, 4096, 64<<10 - 512, 64 << 10, 64<<10 + 512, 1<<20 - 512, 1 << 20, 1<<20 + 512, 3<<20 + 1024, size} {
+	for _, n := range []int{0, 512, 1024, 4096, 64<<10 - 512, 64 << 10, 64<<10 + 512, 1 << 20, 1<<20 + 512, 2<<20 + 1024, size} {
 		for _, off := range []int{512, size - n} {
 			if off+n > size {
 				continue
@@ -204,7 +204,7 @@ func sparse(t *testing.T, h Harness) {
 	}
 	d := open(t, h, t.Context(), x.Spec)
 	defer shut(t, d)
-	buf := random(2<<20, 1)
+	buf := random(1<<20, 1)
 	for _, off := range []int64{50 << 20, 100 << 20, size - 2<<20} {
 		if _, err := d.ReadAt(buf, off); err != nil && err != io.EOF {
 			t.Fatal(err)
@@ -233,13 +233,13 @@ func unknown(t *testing.T, h Harness) {
 
 // model does random operations on the disk and on bytes in memory.
 func model(t *testing.T, h Harness) {
-	const size = 8<<20 + 1536
+	const size = 2<<20 + 1536
 	x := h.New(t, size)
 	want := make([]byte, size)
 	d := open(t, h, t.Context(), writable(x.Spec))
 	r := rand.New(rand.NewPCG(1, 2))
 	pick := func() (off, n int) {
-		n = (1 + r.IntN(1+r.IntN(3<<10))) * 512
+		n = (1 + r.IntN(1+r.IntN(1<<10))) * 512
 		off = r.IntN(size/512) * 512
 		return off, min(n, size-off)
 	}
@@ -282,7 +282,7 @@ func same(t *testing.T, x Target, want []byte) {
 
 // parallel does the same from several goroutines, each in a stripe of its own, while others read everything.
 func parallel(t *testing.T, h Harness) {
-	const stripe, writers, readers, rounds = 1 << 20, 6, 3, 15
+	const stripe, writers, readers, rounds = 256 << 10, 6, 3, 15
 	x, content := filled(t, h, stripe*(writers+1))
 	d := open(t, h, t.Context(), writable(x.Spec))
 	want := bytes.Clone(content)
@@ -293,7 +293,7 @@ func parallel(t *testing.T, h Harness) {
 			mine := want[w*stripe : (w+1)*stripe]
 			for i := range rounds {
 				off := r.IntN(stripe/512) * 512
-				n := min((1+r.IntN(400))*512, stripe-off)
+				n := min((1+r.IntN(200))*512, stripe-off)
 				p := random(n, uint64(w*1000+i))
 				if _, err := d.WriteAt(p, int64(w*stripe+off)); err != nil {
 					t.Errorf("write: %v", err)
@@ -312,7 +312,7 @@ func parallel(t *testing.T, h Harness) {
 			r := rand.New(rand.NewPCG(uint64(g), 4))
 			for range rounds {
 				off := r.IntN(stripe/512) * 512
-				n := min((1+r.IntN(2048))*512, stripe-off)
+				n := min((1+r.IntN(500))*512, stripe-off)
 				p := make([]byte, n)
 				at := writers*stripe + off
 				if _, err := d.ReadAt(p, int64(at)); err != nil && err != io.EOF || !bytes.Equal(p, content[at:at+n]) {
