@@ -5,6 +5,7 @@
 //
 //	vmkeep-plugin --version
 //	vmkeep-plugin describe     what a host needs to know before it loads the plugin, as JSON
+//	vmkeep-plugin role backup  the line that makes the vSphere role for backups, with govc; also: role restore
 package main
 
 import (
@@ -35,6 +36,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return 0
 		case "describe":
 			return describe(stdout, stderr)
+		case "role":
+			return role(args, stdout, stderr)
 		case "--help", "-h", "help":
 			fmt.Fprint(stdout, help)
 			return 0
@@ -70,6 +73,17 @@ type description struct {
 	Transports       []string `json:"transports"`
 }
 
+// role prints the line that makes a vSphere role.
+func role(args []string, stdout, stderr io.Writer) int {
+	line, err := engine.Role(args[len(args)-1])
+	if err != nil {
+		fmt.Fprintln(stderr, "vmkeep-plugin:", err)
+		return 1
+	}
+	fmt.Fprint(stdout, line)
+	return 0
+}
+
 func describe(stdout, stderr io.Writer) int {
 	service := engine.New(engine.Options{Version: build.Version()})
 	info, err := service.Info(context.Background())
@@ -93,6 +107,7 @@ It has nothing to do when started by hand. For a command line, run "vmkeep".
 
   vmkeep-plugin --version    tell the version
   vmkeep-plugin describe     tell as JSON what a host needs to know
+  vmkeep-plugin role backup  print the govc line for a vSphere role with the privileges a backup needs (or: restore)
 
 How a backup application loads it: plugin/proto/README.md in the source.
 `

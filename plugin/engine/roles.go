@@ -1,0 +1,23 @@
+package engine
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere"
+)
+
+// Role is the line that makes a vSphere role with exactly the privileges that a task needs, "backup" or "restore",
+// with govc.
+func Role(task string) (string, error) {
+	need := vsphere.BackupPrivileges()
+	switch task {
+	case "backup":
+	case "restore":
+		need = append(need, vsphere.RestorePrivileges()...)
+	default:
+		return "", &plugin.Error{Code: plugin.CodeInvalid, Summary: fmt.Sprintf("there is no role for %q", task), Remedy: "ask for backup or restore", Object: task}
+	}
+	return "govc role.create vmkeep-" + task + " \\\n  " + strings.Join(vsphere.RoleIDs(need), " \\\n  ") + "\n", nil
+}

@@ -1,0 +1,11 @@
+govc role.create vmkeep-backup \
+  Datastore.Browse \
+  Datastore.FileManagement \
+  Global.DisableMethods \
+  Global.EnableMethods \
+  VirtualMachine.Config.ChangeTracking \
+  VirtualMachine.Config.DiskLease \
+  VirtualMachine.Provisioning.DiskRandomRead \
+  VirtualMachine.Provisioning.GetVmFiles \
+  VirtualMachine.State.CreateSnapshot \
+  VirtualMachine.State.RemoveSnapshot

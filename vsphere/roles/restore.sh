@@ -1,0 +1,30 @@
+govc role.create vmkeep-restore \
+  Datastore.AllocateSpace \
+  Datastore.Browse \
+  Datastore.FileManagement \
+  Global.DisableMethods \
+  Global.EnableMethods \
+  Network.Assign \
+  Resource.AssignVMToPool \
+  VirtualMachine.Config.AddExistingDisk \
+  VirtualMachine.Config.AddNewDisk \
+  VirtualMachine.Config.AddRemoveDevice \
+  VirtualMachine.Config.AdvancedConfig \
+  VirtualMachine.Config.Annotation \
+  VirtualMachine.Config.CPUCount \
+  VirtualMachine.Config.ChangeTracking \
+  VirtualMachine.Config.DiskLease \
+  VirtualMachine.Config.EditDevice \
+  VirtualMachine.Config.Memory \
+  VirtualMachine.Config.RemoveDisk \
+  VirtualMachine.Config.Resource \
+  VirtualMachine.Config.Settings \
+  VirtualMachine.Interact.PowerOff \
+  VirtualMachine.Interact.PowerOn \
+  VirtualMachine.Inventory.Create \
+  VirtualMachine.Inventory.Delete \
+  VirtualMachine.Provisioning.DiskRandomAccess \
+  VirtualMachine.Provisioning.DiskRandomRead \
+  VirtualMachine.Provisioning.GetVmFiles \
+  VirtualMachine.State.CreateSnapshot \
+  VirtualMachine.State.RemoveSnapshot
