@@ -89,7 +89,7 @@ func grown(t *testing.T, tree mounttest.Tree) func(dir string) {
 	return func(dir string) {
 		_ = mounttest.Grow(dir, tree) // attributes that the directory for tests cannot hold do not matter here
 		for _, p := range []string{
-			"meta/t9000000000", "meta/t15000000000", "links/sym2000", "links/sym4000", "links/sym4095", // too much for xorriso
+			"meta/t9000000000", "meta/t15000000000", "links/sym1024", "links/sym2000", "links/sym4000", "links/sym4095", // too much for xorriso
 		} {
 			if err := os.Remove(filepath.Join(dir, p)); err != nil {
 				t.Fatal(err)
@@ -104,7 +104,15 @@ func TestRockRidgeEqualsItsInput(t *testing.T) {
 		command string
 		keeps   func(w, g *mounttest.Entry)
 	}{
-		"xorriso":     {"xorrisofs -quiet -R -V RockVolume", nil},
+		"xorriso": {"xorrisofs -quiet -R -V RockVolume", func(w, g *mounttest.Entry) {
+			w.Link = strings.TrimSuffix(w.Link, "/") // components have no slashes
+			switch w.Path {
+			case "special/blk": // a device number too large for the way it is written
+				w.Dev = g.Dev
+			case "xattr/acl": // the group's rights instead of the ACL's mask
+				w.Mode = g.Mode
+			}
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -121,17 +129,22 @@ func TestRockRidgeEqualsItsInput(t *testing.T) {
 	}
 }
 
-func TestJolietEqualsItsInput(t *testing.T) {
-	mounttest.Need(t, "genisoimage")
-	path, want := disc(t, "genisoimage -quiet -J -joliet-long -V Joliet-Disc", func(dir string) {
+// plain is a tree of names that Joliet holds too.
+func plain(t *testing.T) func(dir string) {
+	return func(dir string) {
 		for i := range 1200 {
 			sub := filepath.Join(dir, fmt.Sprintf("directory %d", i%20))
-			if err := errors.Join(os.MkdirAll(sub, 0o755),
-				os.WriteFile(filepath.Join(sub, fmt.Sprintf("a long Näme with 日本 %d.tar.gz", i)), []byte(strings.Repeat("x", i*7)), 0o644)); err != nil {
+			name := fmt.Sprintf("a long Näme with 日本 %d.tar.gz", i)
+			if err := errors.Join(os.MkdirAll(sub, 0o755), os.WriteFile(filepath.Join(sub, name), []byte(strings.Repeat("x", i*7)), 0o644)); err != nil {
 				t.Fatal(err)
 			}
 		}
-	})
+	}
+}
+
+func TestJolietEqualsItsInput(t *testing.T) {
+	mounttest.Need(t, "genisoimage")
+	path, want := disc(t, "genisoimage -quiet -J -joliet-long -V Joliet-Disc", plain(t))
 	f := open(t, path)
 	compare(t, f, want, func(w, g *mounttest.Entry) {
 		w.Mode, w.UID, w.GID, w.Links = g.Mode, g.UID, g.GID, g.Links // not kept
@@ -144,9 +157,15 @@ func TestJolietEqualsItsInput(t *testing.T) {
 	}
 }
 
+func TestRockRidgeWinsOverJoliet(t *testing.T) {
+	mounttest.Need(t, "genisoimage")
+	path, want := disc(t, "genisoimage -quiet -R -J -joliet-long", plain(t))
+	compare(t, open(t, path), want, nil)
+}
+
 func TestFileOfMoreThan4GiB(t *testing.T) {
 	mounttest.Need(t, "genisoimage")
-	path, want := disc(t, "genisoimage -quiet -R -iso-level 3", func(dir string) {
+	path, want := disc(t, "xorrisofs -quiet -R -iso-level 3", func(dir string) {
 		f, err := os.Create(filepath.Join(dir, "large"))
 		if err != nil {
 			t.Fatal(err)
