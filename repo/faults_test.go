@@ -11,6 +11,7 @@ import (
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest"
 	"github.com/vmkeep/vmkeep/repo/backend/local"
+	"github.com/vmkeep/vmkeep/repo/internal/index"
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
@@ -194,6 +195,88 @@ func TestPruneSurvivesAnyFault(t *testing.T) {
 		w.whole(t, be, w.snaps[1])
 		if plan, err := r.Prune(t.Context(), PruneOptions{DryRun: true, MaxUnused: Unused{None: true}}); err != nil || plan.FreedBytes != 0 {
 			t.Fatalf("a rerun leaves %+v, %v", plan, err)
+		}
+	})
+}
+
+func TestAPackThatFailedLongAgoStillFailsTheCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		create(t, be)
+		fault := backendtest.On(backendtest.Fail(1), backendtest.Is(backendtest.Save), backendtest.OfType(restic.PackFile))
+		r := reopen(t, backendtest.Inject(be, fault))
+		r.packSize = worldPack
+		s := r.start(t.Context(), index.New())
+		defer s.stop()
+		data := noise(1, 2*worldPack)
+		if err := s.submit(&job{handle: restic.BlobHandle{ID: restic.Hash(data)}, data: data, stats: &counters{}}); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // until the pack has failed and nobody knows it any more
+		if err := s.flush(t.Context()); !errors.Is(err, backendtest.ErrInjected) {
+			t.Errorf("flush: %v", err)
+		}
+	})
+}
+
+func TestACommitWaitsForWhatAnotherIsStoring(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		s := r.start(t.Context(), index.New())
+		defer s.stop()
+		data := noise(1, 1000)
+		h := restic.BlobHandle{ID: restic.Hash(data)}
+		j := s.admit(h, len(data), &counters{}) // by one commit, which is slow
+		if j == nil || s.admit(h, len(data), &counters{}) != nil {
+			t.Fatal("the blob is not stored exactly once")
+		}
+		flushed := make(chan error, 1)
+		go func() { flushed <- s.flush(t.Context()) }() // by another one, which counts on it
+		synctest.Wait()
+		select {
+		case err := <-flushed:
+			t.Fatalf("flushed without the blob: %v", err)
+		default:
+		}
+		j.data = data
+		if err := s.send(j); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-flushed; err != nil || len(s.index.Lookup(nil, h)) != 1 {
+			t.Errorf("%v", err)
+		}
+	})
+}
+
+func TestWhatOthersPrunedIsStoredAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		long := create(t, be) // open all the time
+		files := map[string][]byte{"a": noise(1, 2e6)}
+		s, err := commitFiles(t.Context(), long, "vm", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantFiles(t, long, s, files)
+		other := reopen(t, be)
+		keep := map[string][]byte{"b": noise(2, 1e6)}
+		if _, err := commitFiles(t.Context(), other, "vm", keep); err != nil {
+			t.Fatal(err)
+		}
+		if err := other.ForgetSnapshots(t.Context(), []restic.ID{s.ID}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := other.Prune(t.Context(), PruneOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		again, err := commitFiles(t.Context(), long, "vm", files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range []*Repository{long, other, reopen(t, be)} {
+			wantFiles(t, r, again, files)
+			wantNoErrors(t, r)
 		}
 	})
 }

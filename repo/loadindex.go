@@ -21,6 +21,7 @@ type indexHolder struct {
 	files   map[restic.ID]bool // index files that are in it
 	damaged map[restic.ID]error
 	fresh   bool // no need to list the files again
+	pins    int  // commits that need the index to stay the same object: it holds what they are storing
 }
 
 // lookAgain makes the next use of the index list the index files: a lock was just taken, before it they may have changed.
@@ -33,9 +34,37 @@ func (r *Repository) lookAgain() {
 // idx is the index, loaded or brought up to date as needed. Damaged index files are left out: what can be read is
 // readable, what cannot be found is reported where it is missed, and what is written is merely stored once more.
 func (r *Repository) idx(ctx context.Context) (*index.Index, error) {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	return r.bringUpToDate(ctx)
+}
+
+// pinIndex is idx, and keeps the index the same object until unpinIndex.
+func (r *Repository) pinIndex(ctx context.Context) (*index.Index, error) {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	x, err := r.bringUpToDate(ctx)
+	if err == nil {
+		r.index.pins++
+	}
+	return x, err
+}
+
+func (r *Repository) indexPinned() bool {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	return r.index.pins > 0
+}
+
+func (r *Repository) unpinIndex() {
+	r.index.mu.Lock()
+	defer r.index.mu.Unlock()
+	r.index.pins--
+}
+
+// bringUpToDate loads what is new. The caller holds the index's mutex.
+func (r *Repository) bringUpToDate(ctx context.Context) (*index.Index, error) {
 	x := &r.index
-	x.mu.Lock()
-	defer x.mu.Unlock()
 	if x.fresh {
 		return x.index, nil
 	}
@@ -44,9 +73,9 @@ func (r *Repository) idx(ctx context.Context) (*index.Index, error) {
 		return nil, err
 	}
 	for id := range x.files {
-		// Files are gone: somebody pruned. What they said may be wrong now. A session in which blobs are pending keeps
-		// the index: its lock has kept prune out, so the files went without changing what is true.
-		if _, ok := listed[id]; !ok && !r.sessions.active() {
+		// Files are gone: somebody pruned, and what they said may be wrong now. While a commit runs its lock keeps prune
+		// out, so they can only have been gone before, or without changing what is true.
+		if _, ok := listed[id]; !ok && x.pins == 0 {
 			x.index = nil
 			break
 		}

@@ -137,7 +137,7 @@ func (r *Repository) Prune(ctx context.Context, o PruneOptions) (*PruneReport, e
 	}
 	p := &pruner{r: r, o: o, report: &PruneReport{}}
 	err := r.WithLock(ctx, Exclusive, func(ctx context.Context) error {
-		if r.sessions.active() {
+		if r.indexPinned() {
 			return errors.New("a backup into the repository runs in this process")
 		}
 		if err := p.plan(ctx); err != nil || o.DryRun {

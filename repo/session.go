@@ -84,10 +84,7 @@ type sessionHolder struct {
 	mu      sync.Mutex
 	current *session
 	users   int
-	live    atomic.Int32 // users, for those who hold other locks
 }
-
-func (h *sessionHolder) active() bool { return h.live.Load() > 0 }
 
 // join returns the running session, or starts one.
 func (r *Repository) join(ctx context.Context) (*session, error) {
@@ -106,10 +103,8 @@ func (r *Repository) join(ctx context.Context) (*session, error) {
 		}
 	}
 	defer h.mu.Unlock()
-	h.live.Add(1) // before the index is looked at: from now on it stays the same object
-	x, err := r.idx(ctx)
+	x, err := r.pinIndex(ctx)
 	if err != nil {
-		h.live.Add(-1)
 		return nil, err
 	}
 	if h.current == nil {
@@ -129,7 +124,7 @@ func (r *Repository) leave(s *session) {
 		s.stop()
 		h.current = nil
 	}
-	h.live.Add(-1)
+	r.unpinIndex()
 }
 
 func (r *Repository) start(ctx context.Context, x *index.Index) *session {
@@ -176,18 +171,40 @@ func (s *session) stop() {
 
 var errStopped = errors.New("the backup has ended")
 
-// submit hands a job to the workers. It is not ended by the caller's context: another commit may count on this blob already.
-func (s *session) submit(j *job) error {
-	j.done = make(chan struct{})
+// admit makes a job of a blob that nobody stores yet, or returns nil. The job is registered before anyone can find the blob
+// pending: whoever counts on it then finds the job when it flushes.
+func (s *session) admit(h restic.BlobHandle, size int, stats *counters) *job {
+	if s.index.Has(h) {
+		return nil
+	}
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.index.Pend(h, size) {
+		return nil
+	}
+	j := &job{handle: h, stats: stats, done: make(chan struct{})}
 	s.running[j] = struct{}{}
-	s.mu.Unlock()
+	return j
+}
+
+// send hands an admitted job to the workers. It is not ended by the caller's context: another commit may count on this
+// blob already.
+func (s *session) send(j *job) error {
 	select {
 	case s.jobs <- j:
 		return nil
 	case <-s.ctx.Done():
 		return context.Cause(s.ctx)
 	}
+}
+
+// submit stores a blob whether or not it is known.
+func (s *session) submit(j *job) error {
+	j.done = make(chan struct{})
+	s.mu.Lock()
+	s.running[j] = struct{}{}
+	s.mu.Unlock()
+	return s.send(j)
 }
 
 // buffer waits for a free buffer and gives it the length n.
@@ -438,6 +455,10 @@ func (s *session) flush(ctx context.Context) error {
 		if err := s.await(ctx, p.done); err != nil {
 			return err
 		}
+	}
+	// What failed before the lists were made is in neither. It has failed the session first.
+	if err := context.Cause(s.ctx); err != nil {
+		return err
 	}
 	return s.indexer.flush(ctx, s.r)
 }

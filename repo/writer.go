@@ -152,7 +152,8 @@ func (w *Writer) put(h restic.BlobHandle, data []byte) error {
 	if err := context.Cause(w.ctx); err != nil {
 		return err
 	}
-	if !w.s.index.Pend(h, len(data)) {
+	j := w.s.admit(h, len(data), &w.stats)
+	if j == nil {
 		w.stats.found(h.Type, len(data))
 		return nil
 	}
@@ -161,7 +162,8 @@ func (w *Writer) put(h restic.BlobHandle, data []byte) error {
 		return err
 	}
 	copy(buf, data)
-	return w.s.submit(&job{handle: h, data: buf, pooled: true, stats: &w.stats})
+	j.data, j.pooled = buf, true
+	return w.s.send(j)
 }
 
 // SaveBlob stores data as one data blob and returns its ID.
@@ -186,11 +188,13 @@ func (w *Writer) SaveTree(t *restic.Tree) (restic.ID, error) {
 	if err := context.Cause(w.ctx); err != nil {
 		return restic.ID{}, err
 	}
-	if !w.s.index.Pend(h, len(data)) {
+	j := w.s.admit(h, len(data), &w.stats)
+	if j == nil {
 		w.stats.found(h.Type, len(data))
 		return h.ID, nil
 	}
-	return h.ID, w.s.submit(&job{handle: h, data: data, stats: &w.stats})
+	j.data = data
+	return h.ID, w.s.send(j)
 }
 
 // SaveFile stores a small file and returns its content list and size, for a node.
