@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
@@ -78,15 +79,27 @@ func copyTree(ctx context.Context, from, to string, left *int64) error {
 			if err != nil || info.Size() > *left || info.Size() > 256<<20 {
 				return nil
 			}
-			data, err := os.ReadFile(name)
-			if err != nil {
-				return nil
-			}
 			*left -= info.Size()
-			return os.WriteFile(target, data, 0o644)
+			return copyFile(name, target)
 		}
 		return nil
 	})
+}
+
+// copyFile copies a file without holding it in memory: what this process has in memory would count as its children's
+// peak. A file that cannot be read is left out.
+func copyFile(from, to string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return nil
+	}
+	defer in.Close()
+	out, err := os.Create(to)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	return errors.Join(err, out.Close())
 }
 
 // startLab serves the disk from a process of its own and returns what ends it.
