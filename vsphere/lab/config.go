@@ -328,8 +328,24 @@ func (s *sim) prepareDisk(index int32, sp *types.VirtualDeviceConfigSpec, d *typ
 			return wrong("virtualDeviceSpec.device.key")
 		}
 		sp.Device = old
+		s.keepUUIDs(old)
 	}
 	return nil
+}
+
+// keepUUIDs writes the uuids of disks that leave their machine to where their files are.
+func (s *sim) keepUUIDs(devices ...types.BaseVirtualDevice) {
+	for _, d := range virtualDisks(devices) {
+		b := flatBacking(d)
+		if b == nil {
+			continue
+		}
+		if l := s.store.find(b.FileName); l != nil {
+			l.vol.mu.Lock()
+			l.vol.uuid = b.Uuid
+			l.vol.mu.Unlock()
+		}
+	}
 }
 
 // prepareNewDisk readies a disk that is created or attached.
@@ -366,6 +382,11 @@ func (s *sim) prepareNewDisk(sp *types.VirtualDeviceConfigSpec, d *types.Virtual
 		}
 	}
 	d.CapacityInBytes, d.CapacityInKB = l.size, l.size/1024
+	l.vol.mu.RLock()
+	if l.vol.uuid != "" {
+		flat.Uuid = l.vol.uuid
+	}
+	l.vol.mu.RUnlock()
 	if flat.DiskMode == "" {
 		flat.DiskMode = string(types.VirtualDiskModePersistent)
 	}

@@ -107,6 +107,7 @@ func (s *sim) UnregisterVM(ctx *simulator.Context, req *types.UnregisterVM) soap
 	var res soap.HasFault
 	if !s.withVM(ctx, req.This, func(vm *simulator.VirtualMachine) {
 		snaps := s.snapshotObjects(vm.Self)
+		s.keepUUIDs(vm.Config.Hardware.Device...)
 		s.storage.Lock()
 		res = vm.UnregisterVM(ctx, req)
 		s.storage.Unlock()
