@@ -12,10 +12,13 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/plugin/engine"
+	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
+	"github.com/vmkeep/vmkeep/repo/backend/location"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
@@ -60,9 +63,21 @@ func newRig(t *testing.T, opt lab.Options, connect func(*testing.T) plugin.Servi
 	}}
 	r.Service = connect(t)
 	r.must(r.Configure(t.Context(), r.config))
-	_, err = r.InitRepository(t.Context())
-	r.must(err)
+	r.initRepository(r.config.Repository.Location)
 	return r
+}
+
+// initRepository makes a repository with a key that is cheap to derive: each operation derives it.
+func (r *rig) initRepository(dir string) {
+	r.t.Helper()
+	ctx := r.t.Context()
+	where, err := location.Parse(dir)
+	r.must(err)
+	be, err := location.Create(ctx, where, location.Settings{})
+	r.must(err)
+	rp, err := repo.Init(ctx, be, repo.InitOptions{Password: password, KeyTime: time.Microsecond})
+	r.must(err)
+	r.must(rp.Close())
 }
 
 // inProcess is the engine itself.
