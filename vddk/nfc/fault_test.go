@@ -79,6 +79,7 @@ func TestPipelining(t *testing.T) {
 
 // TestReadFaults makes the second read of a disk fail in every known way: once, then always.
 func TestReadFaults(t *testing.T) {
+	const request = 64 << 10
 	type want struct {
 		once       error // nil: it recovers
 		reconnects int64 // when it recovers
@@ -110,8 +111,8 @@ func TestReadFaults(t *testing.T) {
 			}
 			for _, c := range compressions {
 				for _, m := range modes {
-					k := start(t, m, 3<<20)
-					k.nfc.Options.Compression = c
+					k := start(t, m, 3*request)
+					k.nfc.Options.Compression, k.nfc.Options.MaxRequest = c, request
 					k.nfc.Options.IOTimeout, k.nfc.Options.Retries = patience, 2
 					k.SetScenario(nfctest.Scenario{Faults: []nfctest.Fault{{Kind: kind, Nth: 2}}})
 					d := k.must()

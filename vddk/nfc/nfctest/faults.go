@@ -1,6 +1,7 @@
 package nfctest
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -164,15 +165,16 @@ func (s *session) emit(p piece) error {
 	if p.count {
 		s.count(uint32(p.data), uint32(len(p.bytes)-ioHead))
 	}
-	if err := s.send(p.bytes, nil); err != nil {
-		return err
+	if !p.cut {
+		return s.send(p.bytes, nil)
 	}
-	if p.cut {
-		s.excused.Store(true)
-		s.cut()
-		return errCut
-	}
-	return nil
+	// No other frame may follow the half one.
+	s.wmu.Lock()
+	defer s.wmu.Unlock()
+	_, err := s.ch.Write(p.bytes)
+	s.excused.Store(true)
+	s.cut()
+	return errors.Join(errCut, err)
 }
 
 // release answers the held reads, newest first; interleaved, their frames take turns.
