@@ -21,6 +21,9 @@ func xpress(dst, src []byte) error {
 	for at := 0; at < len(dst); {
 		sym := int(codes.symbol[r.bits>>17])
 		r.take(uint(codes.length[sym]))
+		if r.short {
+			return guestfs.Damaged("XPRESS buffer ends at byte %d of %d", at, len(dst))
+		}
 		if sym < 256 {
 			dst[at] = byte(sym)
 			at++
