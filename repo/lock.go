@@ -142,11 +142,21 @@ func (l LockInfo) conflict() *LockedError {
 
 // Locks lists the locks in the repository.
 func (r *Repository) Locks(ctx context.Context) ([]LockInfo, error) {
+	for attempt := 0; ; attempt++ {
+		out, moved, err := r.listLocks(ctx)
+		// A lock that goes while it is looked at may have been refreshed: its new file was not in the list.
+		if err != nil || !moved || attempt == 4 {
+			return out, err
+		}
+	}
+}
+
+// listLocks lists the locks once; moved tells that one was gone before it could be read.
+func (r *Repository) listLocks(ctx context.Context) (out []LockInfo, moved bool, err error) {
 	names, err := r.list(ctx, restic.LockFile)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	var out []LockInfo
 	for id, size := range names {
 		if size == 0 {
 			continue // a lock that was being written when its writer crashed; restic ignores them too
@@ -154,15 +164,16 @@ func (r *Repository) Locks(ctx context.Context) ([]LockInfo, error) {
 		l := LockInfo{ID: id}
 		l.Lock, l.Err = r.loadLock(ctx, id)
 		switch {
-		case errors.Is(l.Err, backend.ErrNotExist): // gone meanwhile
+		case errors.Is(l.Err, backend.ErrNotExist):
+			moved = true
 		case l.Err == nil || errors.Is(l.Err, ErrDamaged):
 			out = append(out, l)
 		default:
-			return nil, l.Err
+			return nil, false, l.Err
 		}
 	}
 	slices.SortFunc(out, func(a, b LockInfo) int { return a.Time.Compare(b.Time) })
-	return out, nil
+	return out, moved, nil
 }
 
 func (r *Repository) loadLock(ctx context.Context, id restic.ID) (restic.Lock, error) {

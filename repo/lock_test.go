@@ -122,6 +122,7 @@ func TestALockIsRefreshedAndRemoved(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		seen := make(map[restic.ID]bool)
 		err := r.WithLock(ctx, Exclusive, func(ctx context.Context) error {
+			time.Sleep(30 * time.Second) // between the refreshes
 			for range 60 {
 				time.Sleep(time.Minute)
 				locks, err := r.Locks(ctx)
@@ -135,6 +136,24 @@ func TestALockIsRefreshedAndRemoved(t *testing.T) {
 		})
 		if !errors.Is(err, context.Canceled) || len(seen) < 10 || lockCount(be) != 0 {
 			t.Errorf("%v; %d locks were seen, %d are left", err, len(seen), lockCount(be))
+		}
+	})
+}
+
+func TestALockThatMovesWhileItIsLookedForIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r := create(t, be)
+		l := &held{mode: Exclusive}
+		if err := r.writeLock(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+		// The holder refreshes after the list was made and before the file is read.
+		moves := backendtest.On(backendtest.Do(1, func(ctx context.Context, _ backendtest.Op) error { return r.refresh(ctx, l) }),
+			backendtest.Is(backendtest.Load), backendtest.OfType(restic.LockFile))
+		locks, err := reopen(t, backendtest.Inject(be, moves)).Locks(t.Context())
+		if err != nil || len(locks) != 1 || locks[0].ID != l.id {
+			t.Errorf("%+v, %v", locks, err)
 		}
 	})
 }
