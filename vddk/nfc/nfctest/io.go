@@ -74,9 +74,6 @@ func (s *session) takeWrite(h wire.Header, f wire.IOFrame) error {
 		return fmt.Errorf("write fragment %+v does not follow %+v", f, a.first)
 	}
 	j := job{id: h.ID, io: f, data: buf}
-	if s.Latency > 0 {
-		j.due = time.Now().Add(s.Latency)
-	}
 	s.pending.Add(1)
 	s.jobs <- j
 	return nil
@@ -158,11 +155,25 @@ func (w *worker) write(j job) error {
 	if !last || refused {
 		return nil
 	}
-	w.wait(w.WriteDelay)
 	w.server.writes.Add(1)
 	w.server.written.Add(int64(a.first.Total))
-	r := wire.IOFrame{Off: a.first.Off, Total: a.first.Total, FragLen: a.first.Total}
-	return w.reply(wire.Header{Type: wire.IO, ID: j.id}, wire.AppendIO(nil, r), nil)
+	if late := w.Latency + w.WriteDelay; late > 0 { // the acknowledgement is under way, buffer and worker are free
+		w.pending.Add(1)
+		w.running.Go(func() {
+			defer w.pending.Done()
+			w.wait(late)
+			if err := w.acknowledge(j.id, a.first); err != nil {
+				w.cut()
+			}
+		})
+		return nil
+	}
+	return w.acknowledge(j.id, a.first)
+}
+
+func (s *session) acknowledge(id uint32, f wire.IOFrame) error {
+	r := wire.IOFrame{Off: f.Off, Total: f.Total, FragLen: f.Total}
+	return s.reply(wire.Header{Type: wire.IO, ID: id}, wire.AppendIO(nil, r), nil)
 }
 
 func (f *Failure) Error() string { return f.Text }
