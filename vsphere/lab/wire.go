@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"reflect"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -42,6 +43,10 @@ type wire struct {
 	mu     sync.Mutex
 	calls  []Call
 	faults []*armed
+
+	// collectors lets one call at a time make or destroy an event collector: the simulator keeps them in a plain map
+	// that several of its objects share (govmomi v0.56.0, simulator/history_collector.go).
+	collectors sync.Mutex
 }
 
 type armed struct {
@@ -239,6 +244,10 @@ func (s *sim) serveSDK(w http.ResponseWriter, r *http.Request) {
 	do := s.wire.note(call)
 	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = again()
+		if strings.HasPrefix(method, "CreateCollector") || method == "DestroyCollector" {
+			s.wire.collectors.Lock()
+			defer s.wire.collectors.Unlock()
+		}
 		if !s.serveInternal(w, r, body) {
 			s.svc.ServeSDK(w, r)
 		}
