@@ -71,7 +71,7 @@ func TestBars(t *testing.T) {
 	}
 
 	screen, out := show("backup", "web", "--limit-upload", "6000")
-	if !regexp.MustCompile(`web scsi0-0 +read +\d+ % \[=*>? *\] +[\d.]+ [KM]iB of 24\.0 MiB +[\d.]+ [KM]?i?B/s`).MatchString(screen) {
+	if !regexp.MustCompile(`web scsi0-0 +read +\d+ % \[=*>? *\] +[\d.]+ [KM]iB of 24\.0 MiB +[\d.]+ ([KMG]i)?B/s`).MatchString(screen) {
 		t.Errorf("no bar on the screen:\n%q", screen)
 	}
 	if !strings.Contains(screen, "web: snapshot\r\n") || !strings.Contains(screen, "web: point ") {

@@ -57,27 +57,40 @@ func TestScripts(t *testing.T) {
 // TestEndToEnd are commands on the lab: machine web with disks scsi0-0 (24 MiB, half full) and scsi0-1 (8 MiB, empty),
 // machine db with one disk, machine linux with an ext4 file system.
 func TestEndToEnd(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/e2e", Cmds: commands(), Setup: func(e *testscript.Env) error {
-		if err := surroundings(e); err != nil {
-			return err
-		}
-		l, err := startLab(e.WorkDir)
-		if err != nil {
-			return err
-		}
-		e.Defer(func() {
-			if err := l.Close(); err != nil {
-				e.T().Log(err)
-			}
+	scripts, err := filepath.Glob("testdata/e2e/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, script := range scripts {
+		// One after the other: the simulator in the lab writes to a global variable when it starts. Scripts run in parallel
+		// with what their test starts, hence a test for each.
+		t.Run("sequence", func(t *testing.T) {
+			testscript.Run(t, testscript.Params{Files: []string{script}, Cmds: commands(), Setup: laboratory})
 		})
-		e.Values[labKey{}] = l
-		for name, value := range labVariables(l) {
-			e.Setenv(name, value)
+	}
+}
+
+// laboratory gives a script a lab of its own.
+func laboratory(e *testscript.Env) error {
+	if err := surroundings(e); err != nil {
+		return err
+	}
+	l, err := startLab(e.WorkDir)
+	if err != nil {
+		return err
+	}
+	e.Defer(func() {
+		if err := l.Close(); err != nil {
+			e.T().Log(err)
 		}
-		e.Setenv("RESTIC_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
-		e.Setenv("RESTIC_PASSWORD", "geheim")
-		return nil
-	}})
+	})
+	e.Values[labKey{}] = l
+	for name, value := range labVariables(l) {
+		e.Setenv(name, value)
+	}
+	e.Setenv("RESTIC_REPOSITORY", filepath.Join(e.WorkDir, "repo"))
+	e.Setenv("RESTIC_PASSWORD", "geheim")
+	return nil
 }
 
 type labKey struct{}
