@@ -96,24 +96,24 @@ func (c *connections) lookup(name string) (string, bool) {
 	return os.LookupEnv(name)
 }
 
-// repository opens the configured repository. The caller closes it.
-func (c *connections) repository(ctx context.Context) (*repo.Repository, error) {
+// repository opens the configured repository and its storage. The caller closes both.
+func (c *connections) repository(ctx context.Context) (*repo.Repository, backend.Backend, error) {
 	rc := c.cfg.Repository
 	where, err := location.Parse(rc.Location)
 	if err != nil {
-		return nil, invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
+		return nil, nil, invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
 	}
 	be, err := location.Open(ctx, where, c.storage())
 	if err != nil {
-		return nil, noRepository(err)
+		return nil, nil, noRepository(err)
 	}
 	r, err := repo.Open(ctx, be, repo.OpenOptions{
 		Password: rc.Password, Compression: restic.Compression(rc.Compression), PackSize: rc.PackSize << 20, CacheDir: rc.CacheDir,
 	})
 	if err != nil {
-		return nil, errors.Join(err, be.Close())
+		return nil, nil, errors.Join(err, be.Close())
 	}
-	return r, nil
+	return r, be, nil
 }
 
 // storage is what the configuration says of the storage service.
@@ -136,12 +136,12 @@ func noRepository(err error) error {
 
 // withRepository opens the repository for the time of fn.
 func (c *connections) withRepository(ctx context.Context, fn func(*repo.Repository) error) (err error) {
-	r, err := c.repository(ctx)
+	r, be, err := c.repository(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() {
-		if e := r.Close(); err == nil && e != nil {
+		if e := errors.Join(r.Close(), be.Close()); err == nil && e != nil {
 			err = fmt.Errorf("close the repository: %w", e)
 		}
 	}()

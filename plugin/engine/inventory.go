@@ -28,7 +28,7 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 			return errors.Join(err, be.Close())
 		}
 		out = repositoryOf(r)
-		return r.Close()
+		return errors.Join(r.Close(), be.Close())
 	})
 	return out, err
 }
