@@ -260,6 +260,10 @@ func snapshotError(v *VM, err error) error {
 	if asFault(err, &many) {
 		remedy = "remove snapshots of the machine: it has reached the highest number"
 	}
+	var device *types.SnapshotIncompatibleDeviceInVm
+	if asFault(err, &device) {
+		remedy = "a device of the machine forbids snapshots while it runs, as a disk on a shared bus does: back it up when it is off, or from inside the guest"
+	}
 	if strings.Contains(err.Error(), "ctk") {
 		remedy = "a stale *-ctk.vmdk is in the way: reset change tracking of the machine"
 	}
