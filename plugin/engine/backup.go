@@ -333,7 +333,8 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 		for _, l := range lowered {
 			j.manifest.Quiesce = append(j.manifest.Quiesce, fmt.Sprintf("not %s: %s", l.From, l.Reason))
 		}
-		if report.Level == vsphere.LevelCrash && b.req.Quiesce.Best != plugin.ConsistencyCrash && j.machine.ToolsRunning {
+		worry := slices.ContainsFunc(lowered, func(l vsphere.Lowered) bool { return !l.Natural })
+		if report.Level == vsphere.LevelCrash && worry && j.machine.ToolsRunning {
 			j.warn(warning(plugin.CodeQuiesce, "the point is only crash consistent", strings.Join(j.manifest.Quiesce, "; "), "look at VMware Tools and the VSS writers in the guest"))
 		}
 	}
