@@ -135,7 +135,12 @@ func (e *Engine) Prune(ctx context.Context, req plugin.PruneRequest, emit func(p
 			s := scope{out: op.out}
 			stages := newStages(s)
 			defer stages.end()
-			opt.Progress = func(p repo.PruneProgress) { stages.at(string(p.Stage), p.Done, p.Total) }
+			opt.Progress = func(p repo.PruneProgress) {
+				if p.Stage != repo.PruneRepack { // counts of files are not told: progress is bytes
+					p.Done, p.Total = 0, 0
+				}
+				stages.at(string(p.Stage), p.Done, p.Total)
+			}
 			report, err := r.Prune(ctx, opt)
 			if err != nil {
 				return err

@@ -122,7 +122,7 @@ func failure(err error) error {
 	}
 	for _, rule := range libraryRules() {
 		if errors.Is(err, rule.is) {
-			return &plugin.Error{Code: rule.code, Summary: rule.summary, Detail: err.Error(), Remedy: rule.remedy, Err: err}
+			return &plugin.Error{Code: rule.code, Summary: rule.summary, Detail: strings.TrimPrefix(err.Error(), rule.summary+": "), Remedy: rule.remedy, Err: err}
 		}
 	}
 	return &plugin.Error{Code: plugin.CodeInternal, Summary: "vmkeep failed in a way it does not know", Detail: err.Error(), Err: err,
