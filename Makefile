@@ -51,6 +51,19 @@ demo: peers build ## back up, change, back up again and restore a machine of an 
 bench: peers build ## measure the main job beside the real restic: BENCH="-size 1024 -files 700" for a short look
 	$(GO) run ./cmd/internal/bench -bin $(BIN) $(BENCH)
 
+.PHONY: bench-parts
+bench-parts: tools ## measure the parts: cutting, disks over NFC and over VMware's library, the repository
+	$(GO) test -run '^$$' -bench . ./chunker ./vddk/nfc ./vddk/vixdisklib/... ./repo/...
+
+.PHONY: soak
+soak: build ## back up and restore many changing machines under faults for long: SOAK="-rounds 50"
+	$(GO) run ./cmd/internal/soak $(SOAK)
+	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 30m -run TestSoak ./vddk/nfc
+
+.PHONY: mutants
+mutants: tools ## damage guest file systems 10,000 times each and demand errors instead of panics
+	VMKEEP_MUTANTS=3400 $(GO) test -count=1 -timeout 60m -run TestDamagedImages ./vddk/mount
+
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (20s)
 	@grep -rn --include='*_test.go' -oE '^func Fuzz[A-Za-z0-9_]+' . | sed -E 's|^\./(.*)/[^/]+:[0-9]+:func (.*)|\1 \2|' | sort -u | while read -r dir name; do \
