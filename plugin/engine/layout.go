@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vmkeep/vmkeep/repo/restic"
+	"github.com/vmkeep/vmkeep/vddk/vmdk"
 )
 
 // How a point lies in the repository (DESIGN section 3):
@@ -84,37 +85,9 @@ func fileNode(name string, content []restic.ID, size int64, at time.Time) restic
 // descriptor is the VMDK descriptor that makes one disk of the parts, for qemu-img and everything else that
 // knows createType twoGbMaxExtentFlat (VMware, "Virtual Disk Format 1.1"): one FLAT extent per part.
 func descriptor(disk string, size int64, uuid string) []byte {
-	var b strings.Builder
-	b.WriteString("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n\n# Extent description\n")
+	d := vmdk.Descriptor{Type: vmdk.TypeSplit, UUID: uuid}
 	for n := range partCount(size) {
-		fmt.Fprintf(&b, "RW %d FLAT %q 0\n", partLen(size, n)/512, path.Join(disk, partName(n), partFile))
+		d.Extents = append(d.Extents, vmdk.Extent{File: path.Join(disk, partName(n), partFile), Size: partLen(size, n)})
 	}
-	b.WriteString(diskDataBase(size, uuid))
-	return []byte(b.String())
-}
-
-// diskDataBase is the tail of a descriptor: geometry as ESXi computes it for disks above 8 GiB (255 heads,
-// 63 sectors), and the uuid.
-func diskDataBase(size int64, uuid string) string {
-	var b strings.Builder
-	cylinders := min(size/512/(255*63), 65535)
-	fmt.Fprintf(&b, "\n# The Disk Data Base\n#DDB\n\nddb.virtualHWVersion = \"13\"\nddb.geometry.cylinders = \"%d\"\n", max(cylinders, 1))
-	b.WriteString("ddb.geometry.heads = \"255\"\nddb.geometry.sectors = \"63\"\nddb.adapterType = \"lsilogic\"\n")
-	if uuid != "" {
-		fmt.Fprintf(&b, "ddb.uuid = %q\n", vmdkUUID(uuid))
-	}
-	return b.String()
-}
-
-// vmdkUUID spells a uuid as descriptors do: "60 00 c2 9f ... - ...".
-func vmdkUUID(uuid string) string {
-	hex := strings.ReplaceAll(uuid, "-", "")
-	if len(hex) != 32 {
-		return uuid
-	}
-	var pairs []string
-	for i := 0; i < 32; i += 2 {
-		pairs = append(pairs, hex[i:i+2])
-	}
-	return strings.Join(pairs[:8], " ") + "-" + strings.Join(pairs[8:], " ")
+	return d.Encode()
 }

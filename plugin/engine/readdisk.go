@@ -117,9 +117,11 @@ func (w *diskWriter) load(ctx context.Context, pieces []piece) ([][]byte, error)
 		if int64(len(data)) != pieces[at[i]].len {
 			return fmt.Errorf("chunk %s has another length than the index says: %w", ids[i].Short(), repo.ErrDamaged)
 		}
+		w.fetched.Add(int64(len(data)))
 		out[at[i]] = append([]byte(nil), data...)
 		return nil
 	})
+	_, err = w.gone(err, pieces) // what is gone stays nil: zeros
 	return out, err
 }
 

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path"
-	"path/filepath"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -101,7 +99,19 @@ type output struct {
 // write writes one disk of the point to a target and verifies it where that was asked for. The target stays the
 // caller's.
 func (j *restoreJob) write(ctx context.Context, o output) error {
-	d := o.disk
+	return j.restoreDisk(ctx, o.disk, o.reason, func(ctx context.Context, w *diskWriter) (io.ReaderAt, error) {
+		w.target, w.fresh, w.only = o.target, o.fresh, o.only
+		err := w.run(ctx)
+		if err == nil && o.flush != nil {
+			err = o.flush()
+		}
+		return o.target, err
+	})
+}
+
+// restoreDisk runs fn, which writes a disk durably and returns what can be read back, verifies that where it was asked
+// for, and reports.
+func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason string, fn func(context.Context, *diskWriter) (io.ReaderAt, error)) error {
 	parts, err := j.point.partTrees(ctx, d.Name)
 	if err != nil {
 		return err
@@ -109,130 +119,43 @@ func (j *restoreJob) write(ctx context.Context, o output) error {
 	s := j.scope.on(d.Name)
 	s.phase("restore")
 	m, end := s.meter("restore", d.Capacity)
-	w := &diskWriter{repo: j.repo, target: o.target, size: d.Capacity, parts: parts, fresh: o.fresh, only: o.only, allowMissing: j.req.AllowMissing, meter: m}
-	err = w.run(ctx)
+	w := &diskWriter{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
+	written, err := fn(ctx, w)
 	end()
-	done := plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Written: w.written.Load(), Reason: o.reason}
-	for _, e := range w.lost {
-		done.Lost = append(done.Lost, plugin.ByteRange{Off: e.Off, Len: e.Len})
-	}
+	done := plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Written: w.written.Load(), Reason: reason}
 	j.report.Stats.Size += d.Capacity
 	j.report.Stats.Fetched += w.fetched.Load()
 	j.report.Stats.Written += w.written.Load()
-	if err == nil && o.flush != nil {
-		err = o.flush()
-	}
 	if err == nil && j.req.Verify {
-		s.phase("verify")
-		vm, end := s.meter("verify", d.Capacity)
-		different, failed := w.whole().verify(ctx, vm)
-		end()
-		j.report.Stats.Read += vm.read.Load()
-		switch err = failed; {
-		case err != nil:
-		case len(different) > 0:
-			err = &plugin.Error{Code: plugin.CodeDifferent, Summary: "the restored disk is not what the point says", Object: d.Name,
-				Detail: fmt.Sprintf("%d bytes differ, the first at %d", different.Bytes(), different[0].Off), Remedy: "look at the target's storage, then restore again"}
-		default:
-			done.Verified = true
-		}
+		done.Verified, err = j.readBack(ctx, d, w, written)
+	}
+	for _, e := range extent.Of(w.lost...) {
+		done.Lost = append(done.Lost, plugin.ByteRange{Off: e.Off, Len: e.Len})
 	}
 	if err != nil {
 		return fmt.Errorf("disk %s: %w", d.Name, err)
+	}
+	if len(done.Lost) > 0 {
+		j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Code: plugin.CodeDamaged, Summary: "zeros stand where the repository lost data", Object: d.Name,
+			Detail: lostText(w.lost), Remedy: "take these bytes from another point"})
 	}
 	j.report.Disks = append(j.report.Disks, done)
 	return nil
 }
 
-// directory restores to files on this machine.
-func (j *restoreJob) directory(ctx context.Context) error {
-	if j.req.Directory == "" || j.req.Directory == "-" {
-		return invalid("directory", "no directory to restore to", "name one; `vmkeep cat` writes a disk to standard output")
+// readBack compares what was written with the point.
+func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter, from io.ReaderAt) (bool, error) {
+	s := j.scope.on(d.Name)
+	s.phase("verify")
+	m, end := s.meter("verify", d.Capacity)
+	different, err := w.whole(m).verify(ctx, from)
+	end()
+	j.report.Stats.Read += m.read.Load()
+	if err == nil && len(different) > 0 {
+		err = &plugin.Error{Code: plugin.CodeDifferent, Summary: "the restored disk is not what the point says", Object: d.Name,
+			Detail: fmt.Sprintf("%d bytes differ, the first at %d", different.Bytes(), different[0].Off), Remedy: "look at the target's storage, then restore again"}
 	}
-	home := filepath.Join(j.req.Directory, safeName(j.point.manifest.Machine.Name))
-	if err := os.MkdirAll(home, 0o755); err != nil {
-		return err
-	}
-	for i := range j.point.dir.Nodes {
-		n := &j.point.dir.Nodes[i]
-		if n.Subtree != nil || path.Ext(n.Name) == ".vmdk" || n.Name != safeName(n.Name) {
-			continue
-		}
-		data, err := loadFile(ctx, j.repo, n, manifestLimit)
-		if err != nil {
-			return fmt.Errorf("%s: %w", n.Name, err)
-		}
-		if err := j.smallFile(filepath.Join(home, n.Name), data); err != nil {
-			return err
-		}
-	}
-	for _, d := range j.disks {
-		if err := j.diskToFiles(ctx, d, home); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (j *restoreJob) smallFile(name string, data []byte) error {
-	f, err := j.createFile(name)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	j.report.Files = append(j.report.Files, name)
-	return nil
-}
-
-// createFile makes a file, or an empty one of an existing where that was allowed.
-func (j *restoreJob) createFile(name string) (*os.File, error) {
-	flags := os.O_RDWR | os.O_CREATE | os.O_EXCL
-	if j.req.Force {
-		flags = os.O_RDWR | os.O_CREATE | os.O_TRUNC
-	}
-	return os.OpenFile(name, flags, 0o644)
-}
-
-func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home string) (err error) {
-	files := &fileDisk{size: d.Capacity}
-	defer func() { err = errors.Join(err, files.Close()) }()
-	switch j.req.Format {
-	case plugin.FormatRaw, "":
-		f, err := j.createFile(filepath.Join(home, d.Name+".raw"))
-		if err != nil {
-			return err
-		}
-		if err := files.add(f, d.Capacity); err != nil {
-			return err
-		}
-	case plugin.FormatSplit:
-		if err := j.smallFile(filepath.Join(home, d.Name+".vmdk"), descriptor(d.Name, d.Capacity, d.UUID)); err != nil {
-			return err
-		}
-		files.unit = PartSize
-		for n := range partCount(d.Capacity) {
-			dir := filepath.Join(home, d.Name, partName(n))
-			if err := os.MkdirAll(dir, 0o755); err != nil {
-				return err
-			}
-			f, err := j.createFile(filepath.Join(dir, partFile))
-			if err != nil {
-				return err
-			}
-			if err := files.add(f, partLen(d.Capacity, n)); err != nil {
-				return err
-			}
-		}
-	default:
-		return invalid("format", fmt.Sprintf("unknown format %q", j.req.Format), "use raw, vmdk, flat, stream or ova")
-	}
-	for _, f := range files.files {
-		j.report.Files = append(j.report.Files, f.Name())
-	}
-	return j.write(ctx, output{disk: d, target: files, fresh: true, flush: files.sync})
+	return err == nil, err
 }
 
 // newMachine makes a machine like the saved one and fills its disks.
@@ -370,58 +293,4 @@ func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphe
 func (j *restoreJob) note(d plugin.Diagnostic) {
 	j.report.Notes = append(j.report.Notes, d)
 	j.scope.tell(d)
-}
-
-// fileDisk is a disk that lies in files of unit bytes each; one file where unit is 0.
-type fileDisk struct {
-	size  int64
-	unit  int64
-	files []*os.File
-}
-
-func (f *fileDisk) add(file *os.File, size int64) error {
-	f.files = append(f.files, file)
-	return file.Truncate(size)
-}
-
-// each calls fn for the piece of p that lies in each file.
-func (f *fileDisk) each(p []byte, off int64, fn func(file *os.File, p []byte, off int64) (int, error)) (int, error) {
-	if f.unit == 0 {
-		return fn(f.files[0], p, off)
-	}
-	done := 0
-	for len(p) > 0 {
-		at := off % f.unit
-		n := int(min(int64(len(p)), f.unit-at))
-		m, err := fn(f.files[off/f.unit], p[:n], at)
-		done += m
-		if err != nil {
-			return done, err
-		}
-		p, off = p[n:], off+int64(n)
-	}
-	return done, nil
-}
-
-func (f *fileDisk) ReadAt(p []byte, off int64) (int, error) { return f.each(p, off, (*os.File).ReadAt) }
-
-func (f *fileDisk) WriteAt(p []byte, off int64) (int, error) {
-	return f.each(p, off, (*os.File).WriteAt)
-}
-
-func (f *fileDisk) sync() error {
-	for _, x := range f.files {
-		if err := x.Sync(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (f *fileDisk) Close() error {
-	var err error
-	for _, x := range f.files {
-		err = errors.Join(err, x.Close())
-	}
-	return err
 }

@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/plugin"
@@ -221,7 +219,7 @@ func (j *restoreJob) overwrite(ctx context.Context, vc *vsphere.Client, vm *vsph
 			out.only = known.changed.Clip(extent.Extent{Len: p.saved.Capacity}).Align(vddk.SectorSize, p.saved.Capacity)
 		} else {
 			out.reason = "compared by content: " + known.reason
-			if out.only, err = j.compare(ctx, p, disk); err != nil {
+			if out.only, err = j.compare(ctx, p.saved, disk); err != nil {
 				return err
 			}
 		}
@@ -241,49 +239,20 @@ func flusher(ctx context.Context, disk vddk.Disk) func() error {
 	return func() error { return f.Flush(ctx) }
 }
 
-// compare reads the machine's disk and returns the sectors of the chunks that are not what the point says.
-func (j *restoreJob) compare(ctx context.Context, p diskPair, disk vddk.Disk) (extent.Set, error) {
-	parts, err := j.point.partTrees(ctx, p.saved.Name)
+// compare reads a disk and returns the sectors of the chunks that are not what the point says.
+func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.ReaderAt) (extent.Set, error) {
+	parts, err := j.point.partTrees(ctx, d.Name)
 	if err != nil {
 		return nil, err
 	}
-	s := j.scope.on(p.saved.Name)
+	s := j.scope.on(d.Name)
 	s.phase("compare")
-	m, end := s.meter("compare", p.saved.Capacity)
+	m, end := s.meter("compare", d.Capacity)
 	defer end()
-	w := &diskWriter{repo: j.repo, size: p.saved.Capacity, parts: parts, meter: m}
-	var mu sync.Mutex
-	var found []extent.Extent
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(cpus() + 1)
-	for n := range parts {
-		g.Go(func() error {
-			pieces, err := w.pieces(gctx, n, n+1)
-			if err != nil {
-				return err
-			}
-			for _, c := range pieces {
-				if err := context.Cause(gctx); err != nil {
-					return err
-				}
-				same, err := sameChunk(disk, c)
-				if err != nil {
-					return err
-				}
-				m.done.Add(c.len)
-				m.read.Add(c.len)
-				if !same {
-					mu.Lock()
-					found = append(found, extent.Extent{Off: c.off, Len: c.len})
-					mu.Unlock()
-				}
-			}
-			return nil
-		})
-	}
-	err = g.Wait()
+	w := &diskWriter{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
+	found, err := w.differing(ctx, disk, func(extent.Extent) bool { return false })
 	j.report.Stats.Read += m.read.Load()
-	return extent.Of(found...).Align(vddk.SectorSize, p.saved.Capacity), err
+	return found.Align(vddk.SectorSize, d.Capacity), err
 }
 
 // attach makes new disks of the point's disks in an existing machine. Disks that are there stay, or are detached with

@@ -3,8 +3,10 @@ package lab
 import (
 	"bufio"
 	"crypto/sha1"
+	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"hash"
 	"io"
 	"net/http"
 	"path"
@@ -201,19 +203,17 @@ func (s *sim) serveLease(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-vnd.vmware-streamVmdk")
-	sum := sha1.New()
-	count := new(counter)
-	if err := writeStreamVMDK(io.MultiWriter(w, sum, count), disk, disk.Size()); err != nil {
+	sum := newTransferSum()
+	if err := writeStreamVMDK(io.MultiWriter(w, sum), disk, disk.Size()); err != nil {
 		panic(http.ErrAbortHandler) // the answer is under way: breaking it is the only way to say so
 	}
-	l.note(name, sum.Sum(nil), int64(*count), disk.Size())
+	l.note(name, sum, disk.Size())
 }
 
 // receive stores an upload: streamOptimized, or raw.
 func (l *lease) receive(name string, disk nfctest.File, body io.Reader) error {
-	sum := sha1.New()
-	count := new(counter)
-	br := bufio.NewReaderSize(io.TeeReader(body, io.MultiWriter(sum, count)), 1<<20)
+	sum := newTransferSum()
+	br := bufio.NewReaderSize(io.TeeReader(body, sum), 1<<20)
 	magic, err := br.Peek(4)
 	if err != nil {
 		return fmt.Errorf("upload of %s: %w", name, err)
@@ -229,19 +229,26 @@ func (l *lease) receive(name string, disk nfctest.File, body io.Reader) error {
 	if _, err := io.Copy(io.Discard, br); err != nil {
 		return err
 	}
-	l.note(name, sum.Sum(nil), int64(*count), disk.Size())
+	l.note(name, sum, disk.Size())
 	return nil
 }
 
-// counter counts the bytes written to it.
-type counter int64
+// transferSum is what a lease's manifest tells of a file: the length and two hashes, as vSphere does since 6.7.
+type transferSum struct {
+	sha1, sha256 hash.Hash
+	length       int64
+}
 
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
+func newTransferSum() *transferSum { return &transferSum{sha1: sha1.New(), sha256: sha256.New()} }
+
+func (s *transferSum) Write(p []byte) (int, error) {
+	s.length += int64(len(p))
+	s.sha1.Write(p)   // never fails, as all writes to a hash
+	s.sha256.Write(p) // the same
 	return len(p), nil
 }
 
-func (l *lease) note(name string, sum []byte, size, capacity int64) {
+func (l *lease) note(name string, sum *transferSum, capacity int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := name
@@ -250,5 +257,6 @@ func (l *lease) note(name string, sum []byte, size, capacity int64) {
 			key = d.Key
 		}
 	}
-	l.sums = append(l.sums, types.HttpNfcLeaseManifestEntry{Key: key, Sha1: hex.EncodeToString(sum), Size: size, Disk: true, Capacity: capacity})
+	l.sums = append(l.sums, types.HttpNfcLeaseManifestEntry{Key: key, Sha1: hex.EncodeToString(sum.sha1.Sum(nil)),
+		Checksum: hex.EncodeToString(sum.sha256.Sum(nil)), ChecksumType: "sha256", Size: sum.length, Disk: true, Capacity: capacity})
 }
