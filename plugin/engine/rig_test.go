@@ -129,6 +129,13 @@ func pluginBinary(t testing.TB) string {
 }
 
 func TestMain(m *testing.M) {
+	if file := os.Getenv(hostVariable); file != "" {
+		if err := runHost(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	code := m.Run()
 	if path, err := built(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path))

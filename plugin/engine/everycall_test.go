@@ -1,0 +1,210 @@
+package engine_test
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere/lab"
+)
+
+// exhaustive reports whether the fault tests try every position, instead of one of each kind: VMKEEP_FAULTS=all.
+func exhaustive() bool { return os.Getenv("VMKEEP_FAULTS") == "all" }
+
+// position is one call of an operation: the how-manieth of its method, counted from 1.
+type position struct {
+	method string
+	nth    int
+}
+
+func (p position) String() string { return fmt.Sprintf("%s %d", p.method, p.nth) }
+
+// positions lists the calls that fn makes.
+func (r *rig) positions(fn func()) (out []position) {
+	r.t.Helper()
+	r.lab.ResetCalls()
+	fn()
+	seen := map[string]int{}
+	for _, c := range r.lab.Calls() {
+		seen[c.Method]++
+		out = append(out, position{c.Method, seen[c.Method]})
+	}
+	return out
+}
+
+// work is something that a host asks for and that changes vSphere; target is the machine it makes, if any.
+type work struct {
+	name   string
+	target string
+	do     func(s plugin.Service) error
+}
+
+// works are the operations under test on the machine "db".
+func works(point string) []work {
+	return []work{
+		{"backup", "", func(s plugin.Service) error {
+			report, err := s.Backup(noCancel(), plugin.BackupRequest{Selection: plugin.Selection{Names: []string{"db"}}}, nil)
+			if err == nil && report.Machines[0].Err != nil {
+				err = report.Machines[0].Err
+			}
+			return err
+		}},
+		{"restore", "db2", func(s plugin.Service) error {
+			_, err := s.Restore(noCancel(), plugin.RestoreRequest{Point: point, Mode: plugin.RestoreNew, Target: plugin.Target{Name: "db2"}}, nil)
+			return err
+		}},
+	}
+}
+
+// history remembers what every point of "db" has to hold.
+type history struct {
+	r    *rig
+	want map[string]map[string][sha256.Size]byte // point -> disk uuid -> hash
+}
+
+// learn notes that all points that are new hold the machine as it is: it was not written to since before the backup.
+func (h *history) learn() {
+	h.r.t.Helper()
+	points, err := h.r.Points(h.r.t.Context(), plugin.PointFilter{})
+	h.r.must(err)
+	for _, p := range points {
+		if h.want[p.ID] == nil {
+			h.want[p.ID] = h.r.contents("db")
+		}
+	}
+}
+
+// check demands that every point that was ever made is there and holds what it has to.
+func (h *history) check() {
+	h.r.t.Helper()
+	points, err := h.r.Points(h.r.t.Context(), plugin.PointFilter{Details: true})
+	h.r.must(err)
+	if len(points) != len(h.want) {
+		h.r.t.Errorf("%d points, want %d", len(points), len(h.want))
+	}
+	for _, p := range points {
+		h.r.exact(p, h.want[p.ID])
+	}
+}
+
+// newHistory makes the first point of "db".
+func newHistory(r *rig) (*history, string) {
+	r.t.Helper()
+	r.busy(seeded(81), "db")
+	h := &history{r: r, want: map[string]map[string][sha256.Size]byte{}}
+	p := r.point("db")
+	h.learn()
+	return h, p.ID
+}
+
+// settled demands that nothing of ours is left: no snapshot, no half machine, no other disk, no journal.
+func (h *history) settled(machines []string, w work, disks int) {
+	h.r.t.Helper()
+	h.r.noTraces("db")
+	have := h.r.lab.Machines()
+	slices.Sort(have)
+	if made := w.target != "" && slices.Contains(have, w.target); made { // it was finished, or it should not be there
+		got := slices.Collect(maps.Values(h.r.contents(w.target)))
+		want := slices.Collect(maps.Values(h.want[h.oldest()]))
+		if !sameHashes(got, want) {
+			h.r.t.Errorf("machine %s is left half made", w.target)
+		}
+		h.r.must(h.r.lab.Machine(w.target).Destroy())
+		have = slices.DeleteFunc(have, func(n string) bool { return n == w.target })
+	}
+	if !slices.Equal(have, machines) {
+		h.r.t.Errorf("machines %v, want %v", have, machines)
+	}
+	if d, err := h.r.lab.Machine("db").Disks(); err != nil || len(d) != disks {
+		h.r.t.Errorf("the machine has %d disks, want %d: %v", len(d), disks, err)
+	}
+	if left, err := filepath.Glob(filepath.Join(h.r.config.StateDir, "*.jsonl")); err != nil || len(left) > 0 {
+		h.r.t.Errorf("the journal still holds %v: %v", left, err)
+	}
+}
+
+// oldest is the point that restores are made from.
+func (h *history) oldest() string {
+	h.r.t.Helper()
+	points, err := h.r.Points(h.r.t.Context(), plugin.PointFilter{})
+	h.r.must(err)
+	return points[0].ID
+}
+
+func sameHashes(a, b [][sha256.Size]byte) bool {
+	less := func(x, y [sha256.Size]byte) int { return slices.Compare(x[:], y[:]) }
+	slices.SortFunc(a, less)
+	slices.SortFunc(b, less)
+	return slices.Equal(a, b)
+}
+
+// Whichever call fails, in whichever way: the operation succeeds, or fails with an error that says what to do, and
+// leaves nothing. With VMKEEP_FAULTS=all every call fails in every way, else the first of each kind in one way.
+func TestEveryCallMayFail(t *testing.T) {
+	effects := []struct {
+		name string
+		do   lab.Effect
+	}{
+		{"fault", lab.Fail(&types.SystemErrorFault{Reason: "a fault of the lab"})},
+		{"503", lab.HTTPStatus(503)},
+		{"reset", lab.Reset()},
+		{"answer lost", lab.LoseAnswer()},
+		{"answer cut", lab.Truncate()},
+		{"not authenticated", lab.Fail(&types.NotAuthenticated{})},
+	}
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+	h, point := newHistory(r)
+	machines := []string{"db"}
+	tried := 0
+	for _, w := range works(point) {
+		again := func() { r.must(r.Configure(t.Context(), r.config)) } // logs out, and in at the next need
+		all := r.positions(func() {
+			again()
+			r.must(w.do(r))
+		})
+		h.learn()
+		h.settled(machines, w, 1)
+		done := map[string]bool{}
+		for _, p := range all {
+			for i, e := range effects {
+				if !exhaustive() && (done[p.method] || i != tried%len(effects)) {
+					continue
+				}
+				done[p.method] = true
+				tried++
+				again()
+				r.lab.Inject(lab.Fault{Method: p.method, Nth: p.nth, Do: e.do})
+				err := w.do(r)
+				r.lab.ClearFaults()
+				if e := new(plugin.Error); err != nil && (!errors.As(err, &e) || e.Summary == "" || e.Remedy == "") {
+					t.Errorf("%s with %s at %v fails with an error that does not help: %#v", w.name, effects[i].name, p, err)
+				}
+				if err != nil && t.Context().Err() == nil {
+					report, e := r.Recover(t.Context(), nil)
+					r.must(e)
+					if len(report.Remaining) > 0 {
+						t.Errorf("%s with %s at %v: not undone: %+v", w.name, effects[i].name, p, report.Remaining)
+					}
+				}
+				h.learn()
+				h.settled(machines, w, 1)
+				if t.Failed() {
+					t.Fatalf("after %s with %s at %v: %v", w.name, effects[i].name, p, err)
+				}
+			}
+		}
+	}
+	r.busy(seeded(83), "db")
+	r.point("db")
+	h.learn()
+	h.check()
+	t.Logf("%d faults", tried)
+}
