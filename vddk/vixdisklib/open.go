@@ -43,7 +43,7 @@ func (t *Transport) open(ctx context.Context, s *shared, spec vddk.Spec) (*disk,
 		}
 	}
 	d, err := t.openIn(ctx, s, spec)
-	if err != nil && s.p.users == 0 {
+	if err != nil && s.p != nil && s.p.users == 0 {
 		grace := farewell
 		if ctx.Err() != nil {
 			grace = shortFarewell

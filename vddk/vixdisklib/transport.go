@@ -121,9 +121,6 @@ func (t *Transport) helperProgram() (string, error) {
 	return p, nil
 }
 
-// errLongIdentity is an identity the library does not take.
-var errLongIdentity = errors.New("an identity has 1 to 50 bytes")
-
 // Open opens a disk. A mode the library fell back to, without being asked for it, is refused.
 func (t *Transport) Open(ctx context.Context, spec vddk.Spec) (vddk.Disk, error) {
 	if ctx.Err() != nil {

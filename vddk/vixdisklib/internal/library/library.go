@@ -5,7 +5,6 @@ package library
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -65,20 +64,6 @@ type functions struct {
 	FreeConnectParams     func(params unsafe.Pointer)
 	QueryAllocatedBlocks  func(disk uintptr, first, n, chunk uint64, out unsafe.Pointer) uint64
 	FreeBlockList         func(list unsafe.Pointer) uint64
-}
-
-// Find lists the files in dir that may be the library, newest soname first: below lib64, then dir itself.
-func Find(dir string) []string {
-	var out []string
-	for major := Newest; major >= Oldest; major-- {
-		for _, sub := range []string{"lib64", "."} {
-			p := filepath.Join(dir, sub, fmt.Sprintf("libvixDiskLib.so.%d", major))
-			if _, err := os.Stat(p); err == nil {
-				out = append(out, p)
-			}
-		}
-	}
-	return out
 }
 
 // Load loads the newest library in dir that loads. log hears what the library says, from any thread, once it is
