@@ -86,7 +86,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	c.about = About{URL: u.String(), Product: a.FullName, Version: a.Version, Build: a.Build, APIVersion: a.ApiVersion,
 		VCenter: c.vim.IsVC(), InstanceUUID: a.InstanceUuid}
 	if p := dialer.seen.Load(); p != nil {
-		c.about.Thumbprint = *p
+		c.about.Thumbprint, c.about.ThumbprintSHA1 = p.sha256, p.sha1
 	}
 	if c.about.InstanceUUID == "" {
 		if c.about.InstanceUUID, err = c.hardwareUUID(ctx); err != nil {

@@ -64,8 +64,11 @@ type tlsDialer struct {
 	pin      []byte // SHA-1 or SHA-256; nil: none
 	roots    *x509.CertPool
 	insecure bool
-	seen     atomic.Pointer[string] // thumbprint the server presented last
+	seen     atomic.Pointer[thumbprints] // of what the server presented last
 }
+
+// thumbprints are the hashes of a certificate, in hexadecimal with colons.
+type thumbprints struct{ sha1, sha256 string }
 
 func newTLSDialer(cfg Config, u *url.URL) (*tlsDialer, error) {
 	d := &tlsDialer{server: hostPort(u), insecure: cfg.Insecure}
@@ -166,7 +169,7 @@ func (d *tlsDialer) verify(addr, host string, cs tls.ConnectionState) error {
 	s1, s256 := sha1.Sum(leaf.Raw), sha256.Sum256(leaf.Raw)
 	shown := colonHex(s256[:])
 	if addr == d.server {
-		d.seen.Store(&shown)
+		d.seen.Store(&thumbprints{sha1: colonHex(s1[:]), sha256: shown})
 		if d.pin != nil {
 			if subtle.ConstantTimeCompare(d.pin, s1[:]) == 1 || subtle.ConstantTimeCompare(d.pin, s256[:]) == 1 {
 				return nil

@@ -48,4 +48,6 @@ type About struct {
 	VCenter      bool   // false: an ESXi host
 	InstanceUUID string // of the vCenter, or the hardware UUID of the ESXi host
 	Thumbprint   string // SHA-256 of the certificate presented; empty without TLS
+	// ThumbprintSHA1 is the SHA-1 of the same, which VMware's own library still asks for.
+	ThumbprintSHA1 string
 }

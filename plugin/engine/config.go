@@ -15,8 +15,23 @@ import (
 // defaultTransports is the order in which ways to a disk are tried: encrypted network first, plain network last.
 func defaultTransports() []string { return []string{"nbdssl", "nbd"} }
 
-// knownTransports are all that a configuration may name.
+// knownTransports are all that a configuration may name. "vddk" is VMware's library with its own transports, which may
+// be named: "vddk:san", "vddk:hotadd+nbdssl".
 func knownTransports() []string { return []string{"nbdssl", "nbd", "hotadd", "vddk"} }
+
+// chosenTransports is the order that a configuration leads to: who gives the library's directory wants it used first.
+func chosenTransports(c plugin.Config) []string {
+	switch {
+	case len(c.Transports) > 0:
+		return c.Transports
+	case c.VDDKDir != "":
+		return append([]string{"vddk"}, defaultTransports()...)
+	}
+	return defaultTransports()
+}
+
+// libraryModes are the transports of VMware's library, as it names them.
+func libraryModes() []string { return []string{"san", "hotadd", "nbdssl", "nbd", "file"} }
 
 var compressions = [...]string{"", "auto", "off", "fastest", "better", "max"}
 
@@ -87,12 +102,19 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), "use 4 to 128")
 	}
 	for _, t := range c.Transports {
-		if !slices.Contains(knownTransports(), t) {
+		name, modes, named := strings.Cut(t, ":")
+		if !slices.Contains(knownTransports(), name) || named && name != "vddk" {
 			bad("transports", fmt.Sprintf("unknown transport %q", t), "use "+strings.Join(knownTransports(), ", "))
+			continue
 		}
-	}
-	if slices.Contains(c.Transports, "vddk") && c.VDDKDir == "" {
-		bad("vddkDir", "the transport vddk needs VMware's library", "set vddkDir to its root, or leave vddk out of transports")
+		for _, m := range strings.Split(modes, "+") {
+			if named && !slices.Contains(libraryModes(), m) {
+				bad("transports", fmt.Sprintf("VMware's library has no transport %q", m), "use "+strings.Join(libraryModes(), ", "))
+			}
+		}
+		if name == "vddk" && c.VDDKDir == "" {
+			bad("vddkDir", "the transport vddk needs VMware's library", "set vddkDir to its root, or leave vddk out of transports")
+		}
 	}
 	for _, n := range []struct {
 		field string

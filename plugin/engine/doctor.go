@@ -7,6 +7,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 )
 
 // Doctor implements [plugin.Service]. It changes nothing.
@@ -14,6 +15,11 @@ func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
 	var out []plugin.Finding
 	err := e.operate(ctx, "doctor", nil, func(ctx context.Context, op *operation) error {
 		out = append(out, op.examineRepository(ctx))
+		if dir := op.conn.cfg.VDDKDir; dir != "" {
+			for _, f := range vixdisklib.Examine(ctx, dir, "") {
+				out = append(out, plugin.Finding{Name: "VMware's library: " + f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
+			}
+		}
 		journal, err := op.conn.openJournal()
 		state := plugin.Finding{Name: "state directory", OK: err == nil}
 		if err != nil {

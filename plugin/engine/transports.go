@@ -2,19 +2,19 @@ package engine
 
 import (
 	"context"
+	"net/url"
+	"strconv"
+	"strings"
 
 	"github.com/vmkeep/vmkeep/vddk"
 	"github.com/vmkeep/vmkeep/vddk/nfc"
+	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // transports are the configured ways to disks of the machines that vc knows, in the order to try them. All disks of
 // a configuration share one limiter: the NFC memory of an ESXi host is shared by everything that reads from it.
 func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
-	names := c.cfg.Transports
-	if len(names) == 0 {
-		names = defaultTransports()
-	}
 	tickets := func(ctx context.Context, spec vddk.Spec) (nfc.Ticket, error) {
 		vm := vc.VM(vsphere.Machine{ID: spec.VM})
 		get := vm.ReadTicket
@@ -28,11 +28,46 @@ func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
 		return nfc.Ticket{Host: t.Host, Port: t.Port, Thumbprint: t.Thumbprint, Certificate: t.Certificate, Service: t.Service, SessionID: t.SessionID}, nil
 	}
 	var out []vddk.Transport
-	for _, name := range names {
-		switch name {
+	for _, name := range chosenTransports(c.cfg) {
+		switch kind, modes, _ := strings.Cut(name, ":"); kind {
 		case "nbdssl", "nbd":
 			out = append(out, &nfc.Transport{Mode: nfc.Mode(name), Ticket: tickets, Limiter: &c.nfc})
+		case "vddk":
+			out = append(out, c.library(vc, modes))
 		}
 	}
 	return out
+}
+
+// library is VMware's own library, in a helper process. modes are its transports joined by "+"; empty: those that reach
+// a snapshot of a running machine, the network last.
+func (c *connections) library(vc *vsphere.Client, modes string) vddk.Transport {
+	want := []string{"san", "hotadd", "nbdssl", "nbd"}
+	if modes != "" {
+		want = strings.Split(modes, "+")
+	}
+	return &vixdisklib.Transport{
+		Dir: c.cfg.VDDKDir, Modes: want,
+		Credentials: func(context.Context) (vixdisklib.Credentials, error) { return c.libraryLogin(vc) },
+		Log:         func(_ vixdisklib.Level, text string) { c.log.Debug("VMware's library", "text", text) },
+	}
+}
+
+// libraryLogin is the configured account in the form the library wants it.
+func (c *connections) libraryLogin(vc *vsphere.Client) (vixdisklib.Credentials, error) {
+	u, err := url.Parse(vc.About().URL)
+	if err != nil {
+		return vixdisklib.Credentials{}, err
+	}
+	out := vixdisklib.Credentials{Server: u.Hostname(), User: c.cfg.VSphere.Username, Password: c.cfg.VSphere.Password, Thumbprint: vc.About().ThumbprintSHA1}
+	if p := u.Port(); p != "" {
+		if out.Port, err = strconv.Atoi(p); err != nil {
+			return vixdisklib.Credentials{}, err
+		}
+	}
+	if configured, err := url.Parse(c.cfg.VSphere.URL); err == nil && out.User == "" && configured.User != nil {
+		out.User = configured.User.Username()
+		out.Password, _ = configured.User.Password()
+	}
+	return out, nil
 }
