@@ -86,6 +86,8 @@ var (
 	ErrLocked         = errors.New("disk is locked by another user")             // somebody else holds it open
 	ErrPermission     = errors.New("permission denied")                          // the ticket or the account lacks a right
 	ErrHostMemory     = errors.New("host has no memory for another NFC session") // back off and retry
+	ErrNoSpace        = errors.New("the datastore has no space left")            // writing to a thin disk
+	ErrHost           = errors.New("the disk server refuses")                    // for a reason that is none of the others
 	ErrConnectionLost = errors.New("connection to the disk server was lost")
 	ErrReadOnly       = errors.New("disk is open for reading only")
 	ErrAlignment      = errors.New("offset and length must be multiples of 512")

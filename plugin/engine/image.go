@@ -240,7 +240,7 @@ func loadPart(ctx context.Context, r *repo.Repository, id restic.ID, size int64)
 			return nil, nil, err
 		}
 		if !ok {
-			return nil, nil, fmt.Errorf("chunk %s of tree %s is missing from the index", b.Short(), id.Short())
+			return nil, nil, fmt.Errorf("chunk %s of tree %s is missing from the index: %w", b.Short(), id.Short(), repo.ErrDamaged)
 		}
 		sizes[i] = n
 		sum += int64(n)

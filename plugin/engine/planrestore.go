@@ -1,12 +1,18 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // PlanRestore implements [plugin.Service].
@@ -29,11 +35,9 @@ func (e *Engine) PlanRestore(ctx context.Context, req plugin.RestoreRequest) (pl
 			case plugin.RestoreNew, "":
 				return job.planNew(ctx, &out)
 			case plugin.RestoreDirectory:
-				for _, d := range job.disks {
-					out.Steps = append(out.Steps, fmt.Sprintf("write disk %s, %d bytes, to %s", d.Name, d.Capacity, req.Directory))
-					out.Write += d.Capacity
-				}
-				return nil
+				return job.planDirectory(&out)
+			case plugin.RestoreInPlace, plugin.RestoreRollback, plugin.RestoreAttach:
+				return job.planOnMachine(ctx, &out)
 			}
 			return invalid("mode", fmt.Sprintf("unknown mode of restore %q", req.Mode), "use new, in-place, rollback, attach or directory")
 		})
@@ -55,11 +59,139 @@ func (j *restoreJob) planNew(ctx context.Context, out *plugin.RestorePlan) error
 		out.Notes = append(out.Notes, plugin.Diagnostic{Severity: plugin.SeverityInfo, Summary: n})
 	}
 	for _, p := range plan.Problems {
-		var e *plugin.Error
-		errors.As(failure(p), &e)
-		out.Problems = append(out.Problems, e.Diagnostic())
+		problem(out, p)
 	}
 	for _, d := range j.disks {
+		out.Write += d.Capacity
+	}
+	return nil
+}
+
+// problem adds what makes a restore impossible.
+func problem(out *plugin.RestorePlan, err error) {
+	var e *plugin.Error
+	errors.As(failure(err), &e)
+	out.Problems = append(out.Problems, e.Diagnostic())
+}
+
+func (j *restoreJob) planDirectory(out *plugin.RestorePlan) error {
+	home := filepath.Join(j.req.Directory, safeName(j.point.manifest.Machine.Name))
+	suffix, ok := map[plugin.RestoreFormat]string{"": ".raw", plugin.FormatRaw: ".raw", plugin.FormatSplit: ".vmdk", plugin.FormatFlat: "-flat.vmdk", plugin.FormatStreamOptimized: ".vmdk", plugin.FormatOVA: ""}[j.req.Format]
+	switch {
+	case !ok:
+		problem(out, invalid("format", fmt.Sprintf("unknown format %q", j.req.Format), "use raw, vmdk, flat, stream or ova"))
+		return nil
+	case j.req.Directory == "" || j.req.Directory == "-":
+		problem(out, invalid("directory", "no directory to restore to", "name one; `vmkeep cat` writes a disk to standard output"))
+		return nil
+	}
+	for _, d := range j.disks {
+		base, file := filepath.Join(home, d.Name), filepath.Join(home, d.Name)+suffix
+		if j.req.Format == plugin.FormatOVA {
+			base, file = home, home+".ova"
+		}
+		switch _, err := os.Stat(file); {
+		case err != nil:
+			out.Steps = append(out.Steps, fmt.Sprintf("write disk %s, %d bytes, to %s", d.Name, d.Capacity, file))
+		case exists(base + incompleteSuffix):
+			out.Steps = append(out.Steps, fmt.Sprintf("go on writing disk %s, %d bytes, to %s", d.Name, d.Capacity, file))
+		case j.req.Force:
+			out.Steps = append(out.Steps, fmt.Sprintf("overwrite %s with disk %s, %d bytes", file, d.Name, d.Capacity))
+		default:
+			problem(out, &plugin.Error{Code: plugin.CodeExists, Summary: "the file exists already", Object: file, Remedy: "choose another place, or force overwriting"})
+		}
+		out.Write += d.Capacity
+	}
+	return nil
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
+}
+
+// planOnMachine plans a restore onto an existing machine.
+func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan) error {
+	vc, err := j.op.conn.vsphere(ctx)
+	if err != nil {
+		return err
+	}
+	_, st, err := j.target(ctx, vc)
+	if errors.Is(err, vsphere.ErrNotFound) || errors.Is(err, vsphere.ErrAmbiguous) {
+		problem(out, err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, p := range j.unsuitable(st) {
+		problem(out, p)
+	}
+	if st.Power != vsphere.PoweredOff {
+		out.Steps = append(out.Steps, "power off "+st.Path)
+	}
+	if j.req.Mode == plugin.RestoreAttach {
+		if err := j.planAttach(ctx, vc, st, out); err != nil {
+			return err
+		}
+	} else {
+		j.planOverwrite(st, out)
+	}
+	if j.req.PowerOn {
+		out.Steps = append(out.Steps, "power on "+st.Path)
+	}
+	return nil
+}
+
+func (j *restoreJob) planOverwrite(st *vsphere.State, out *plugin.RestorePlan) {
+	pairs, problems := j.pairs(st)
+	out.Notes = append(out.Notes, j.report.Notes...)
+	for _, p := range problems {
+		problem(out, p)
+	}
+	if extraConfig(st.ConfigInfo, restoringKey) != "" {
+		out.Notes = append(out.Notes, plugin.Diagnostic{Severity: plugin.SeverityWarning, Summary: "an earlier restore of the machine was interrupted", Object: st.Path,
+			Detail: "change tracking is not believed, its disks are compared by content", Remedy: "run this restore to complete it"})
+	}
+	for _, p := range pairs {
+		if j.req.Mode == plugin.RestoreRollback {
+			out.Steps = append(out.Steps, fmt.Sprintf("find what differs on %s (%s) from the point, by change tracking or by content, and overwrite it", p.disk.Name, p.disk.Path))
+		} else {
+			out.Steps = append(out.Steps, fmt.Sprintf("overwrite %s (%s) with %d bytes", p.disk.Name, p.disk.Path, p.saved.Capacity))
+		}
+		out.Write += p.saved.Capacity
+	}
+	if j.req.Mode == plugin.RestoreRollback {
+		out.Write = -1
+	}
+}
+
+func (j *restoreJob) planAttach(ctx context.Context, vc *vsphere.Client, st *vsphere.State, out *plugin.RestorePlan) error {
+	stores, err := vc.Datastores(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, s := range stores {
+		names = append(names, s.Name)
+	}
+	for _, d := range j.disks {
+		spec := j.diskSpec(d, st)
+		i := slices.IndexFunc(stores, func(s vsphere.Datastore) bool { return s.Name == spec.Datastore })
+		switch {
+		case spec.Datastore != "" && i < 0:
+			problem(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: fmt.Sprintf("no datastore %q", spec.Datastore), Object: d.Name, Remedy: "choose among " + strings.Join(names, ", ")})
+		case i >= 0 && stores[i].Free < d.Capacity && spec.Provision != vsphere.ProvisionThin:
+			problem(out, &plugin.Error{Code: plugin.CodeSpace, Summary: "the datastore has too little space", Object: spec.Datastore, Detail: fmt.Sprintf("%d bytes are free, the disk has %d", stores[i].Free, d.Capacity),
+				Remedy: "choose another, or thin provisioning"})
+		}
+		step := fmt.Sprintf("make a disk of %d bytes at %s and fill it with %s", d.Capacity, cmp.Or(spec.Place, "the next free position"), d.Name)
+		if spec.Replace {
+			if at := slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == strings.Replace(spec.Place, ":", "-", 1) }); at >= 0 {
+				step += fmt.Sprintf("; the disk that is there is detached, its file %s stays", st.Disks[at].Path)
+			}
+		}
+		out.Steps = append(out.Steps, step)
 		out.Write += d.Capacity
 	}
 	return nil

@@ -30,9 +30,9 @@ func (j *restoreJob) inPlace(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		pairs, err := j.pairs(st)
-		if err != nil {
-			return err
+		pairs, problems := j.pairs(st)
+		if len(problems) > 0 {
+			return problems[0]
 		}
 		var tracked map[string]tracking
 		if j.req.Mode == plugin.RestoreRollback {
@@ -62,27 +62,14 @@ func (j *restoreJob) onMachine(ctx context.Context, fn func(context.Context, *vs
 	if err != nil {
 		return err
 	}
-	want := j.req.Target.Machine
-	if want == "" {
-		want = j.point.manifest.Machine.InstanceUUID
-	}
-	vm, err := vc.Find(ctx, want)
+	vm, st, err := j.target(ctx, vc)
 	if err != nil {
 		return err
 	}
-	st, err := vm.State(ctx)
-	if err != nil {
-		return err
-	}
-	if len(st.SnapshotTree) > 0 {
-		return &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has snapshots", Object: st.Name,
-			Detail: fmt.Sprintf("%d, the first is %q: its disks are what the snapshots are made of", len(st.SnapshotTree), st.SnapshotTree[0].Name), Remedy: "remove them, or restore to a new machine"}
+	if problems := j.unsuitable(st); len(problems) > 0 {
+		return problems[0]
 	}
 	if st.Power != vsphere.PoweredOff {
-		if !j.req.PowerOff {
-			return &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine is not powered off", Object: st.Name, Detail: string(st.Power),
-				Remedy: "power it off first, or let the restore do it (--power-off)"}
-		}
 		j.scope.phase("power off")
 		if err := vm.PowerOff(ctx); err != nil {
 			return err
@@ -108,6 +95,34 @@ func (j *restoreJob) onMachine(ctx context.Context, fn func(context.Context, *vs
 	return nil
 }
 
+// target finds the machine to write to: the one that was asked for, or the point's own.
+func (j *restoreJob) target(ctx context.Context, vc *vsphere.Client) (*vsphere.VM, *vsphere.State, error) {
+	want := j.req.Target.Machine
+	if want == "" {
+		want = j.point.manifest.Machine.InstanceUUID
+	}
+	vm, err := vc.Find(ctx, want)
+	if err != nil {
+		return nil, nil, err
+	}
+	st, err := vm.State(ctx)
+	return vm, st, err
+}
+
+// unsuitable says why the machine's disks cannot be written to as it is.
+func (j *restoreJob) unsuitable(st *vsphere.State) []*plugin.Error {
+	var out []*plugin.Error
+	if len(st.SnapshotTree) > 0 {
+		out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has snapshots", Object: st.Name,
+			Detail: fmt.Sprintf("%d, the first is %q: its disks are what the snapshots are made of", len(st.SnapshotTree), st.SnapshotTree[0].Name), Remedy: "remove them, or restore to a new machine"})
+	}
+	if st.Power != vsphere.PoweredOff && !j.req.PowerOff {
+		out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine is not powered off", Object: st.Name, Detail: string(st.Power),
+			Remedy: "power it off first, or let the restore do it (--power-off)"})
+	}
+	return out
+}
+
 // diskPair is a disk of the point and the disk of the machine that it goes to.
 type diskPair struct {
 	saved manifestDisk
@@ -115,20 +130,28 @@ type diskPair struct {
 }
 
 // pairs finds the machine's disk for each disk of the point: the one with the same uuid, else the one at the same place.
-func (j *restoreJob) pairs(st *vsphere.State) ([]diskPair, error) {
+func (j *restoreJob) pairs(st *vsphere.State) ([]diskPair, []*plugin.Error) {
 	var out []diskPair
+	var problems []*plugin.Error
 	for _, d := range j.disks {
 		i := slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.UUID == d.UUID && d.UUID != "" })
 		if i < 0 {
 			i = slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name })
 		}
 		if i < 0 {
-			return nil, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has no such disk", Object: d.Name, Detail: st.Name + " has " + diskNames(st.Disks),
-				Remedy: "attach the disk instead (mode attach), or choose among the disks that exist"}
+			problems = append(problems, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has no such disk", Object: d.Name, Detail: st.Name + " has " + diskNames(st.Disks),
+				Remedy: "attach the disk instead (mode attach), or choose among the disks that exist"})
+			continue
 		}
 		x := st.Disks[i]
 		if x.Capacity < d.Capacity {
-			return nil, tooSmall(x, d)
+			problems = append(problems, tooSmall(x, d))
+			continue
+		}
+		if x.Unprotected != "" && x.Sharing != "" && x.Sharing != "sharingNone" {
+			problems = append(problems, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "other machines may write to the disk", Object: x.Name, Detail: x.Unprotected,
+				Remedy: "restore to a new machine"})
+			continue
 		}
 		if x.Capacity > d.Capacity {
 			j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Code: plugin.CodeTargetUnsuitable, Summary: "the machine's disk is larger than the point's", Object: x.Name,
@@ -136,7 +159,7 @@ func (j *restoreJob) pairs(st *vsphere.State) ([]diskPair, error) {
 		}
 		out = append(out, diskPair{d, x})
 	}
-	return out, nil
+	return out, problems
 }
 
 func tooSmall(to vsphere.Disk, d manifestDisk) *plugin.Error {
@@ -264,15 +287,8 @@ func (j *restoreJob) attach(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			spec := vsphere.DiskSpec{Operation: op, Capacity: d.Capacity, Provision: vsphere.Provisioning(j.req.Target.Provisioning), Datastore: j.req.Target.Datastore}
-			if on := j.req.Target.Datastores[d.Name]; on != "" {
-				spec.Datastore = on
-			}
-			if place := j.req.Target.Positions[d.Name]; place != "" {
-				spec.Place, spec.Replace = place, true
-			} else if !slices.ContainsFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name }) {
-				spec.Place = d.Name
-			}
+			spec := j.diskSpec(d, st)
+			spec.Operation = op
 			made, err := vm.WithNewDisk(ctx, spec, func(ctx context.Context, to vsphere.Disk) error { return j.fillDisk(ctx, vc, vm, d, to) })
 			if err != nil {
 				return fmt.Errorf("disk %s: %w", d.Name, err)
@@ -281,4 +297,19 @@ func (j *restoreJob) attach(ctx context.Context) error {
 		}
 		return nil
 	})
+}
+
+// diskSpec is the disk that is to be made for a disk of the point: at the position that was asked for, else at its own
+// where that is free, else at the next free one.
+func (j *restoreJob) diskSpec(d manifestDisk, st *vsphere.State) vsphere.DiskSpec {
+	spec := vsphere.DiskSpec{Capacity: d.Capacity, Provision: vsphere.Provisioning(j.req.Target.Provisioning), Datastore: j.req.Target.Datastore}
+	if on := j.req.Target.Datastores[d.Name]; on != "" {
+		spec.Datastore = on
+	}
+	if place := j.req.Target.Positions[d.Name]; place != "" {
+		spec.Place, spec.Replace = place, true
+	} else if !slices.ContainsFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name }) {
+		spec.Place = d.Name
+	}
+	return spec
 }

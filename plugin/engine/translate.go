@@ -13,6 +13,7 @@ import (
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/vddk"
+	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
@@ -173,6 +174,9 @@ func libraryRules() []libraryRule {
 		{vddk.ErrPermission, plugin.CodeTransport, "the host refuses the disk", "check the account's privileges with `vmkeep doctor`"},
 		{vddk.ErrLocked, plugin.CodeTransport, "the disk is locked by another", "end what else reads it, or wait"},
 		{vddk.ErrHostMemory, plugin.CodeTransport, "the host has no memory for another disk session", "lower limits.machinesPerHost"},
+		{vddk.ErrNoSpace, plugin.CodeSpace, "the datastore has no space left", "free space on it, or choose another datastore"},
+		{vddk.ErrHost, plugin.CodeTransport, "the host refuses to go on with the disk", "look at the host's log (hostd.log, vpxa.log) and its storage, then run again"},
+		{nfc.ErrProtocol, plugin.CodeTransport, "the host speaks another protocol than expected", "run again with debug logging, and report it; another transport may do"},
 		{vddk.ErrConnectionLost, plugin.CodeTransport, "the connection to the disk was lost", "check the network to port 902 of the host, then run again"},
 		{vddk.ErrNotFound, plugin.CodeTransport, "the host does not find the disk", "look at the machine's disks in vSphere"},
 		{vddk.ErrUnsupported, plugin.CodeTransport, "no transport reaches the disk", "see the transports' reasons above; `vmkeep doctor` checks ports 443 and 902"},

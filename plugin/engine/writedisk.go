@@ -124,9 +124,9 @@ func (w *diskWriter) piecesOf(ctx context.Context, n int) ([]piece, error) {
 	return out, nil
 }
 
-// listPart loads the list of a part's chunks. A list that the repository lost is one of zeros where that was allowed.
+// listPart loads the list of a part's chunks. What the repository lost of it is zeros where that was allowed.
 func (w *diskWriter) listPart(ctx context.Context, n int, size int64) ([]restic.ID, []int, error) {
-	err := error(repo.ErrDamaged)
+	err := fmt.Errorf("it is missing from the point: %w", repo.ErrDamaged)
 	if w.parts[n] != nil {
 		var ids []restic.ID
 		var sizes []int
@@ -138,20 +138,69 @@ func (w *diskWriter) listPart(ctx context.Context, n int, size int64) ([]restic.
 	if !errors.As(err, &missing) && !errors.Is(err, repo.ErrDamaged) {
 		return nil, nil, err
 	}
+	if w.allowMissing {
+		return w.salvage(ctx, n, size)
+	}
 	w.lose(extent.Extent{Off: int64(n) * PartSize, Len: size})
-	if !w.allowMissing {
-		return nil, nil, w.lossError(err)
-	}
-	var ids []restic.ID
-	var sizes []int
-	for size > 0 {
-		step := min(size, zeroPiece)
-		ids, sizes, size = append(ids, restic.ZeroChunk()), append(sizes, int(step)), size-step
-	}
-	return ids, sizes, nil
+	return nil, nil, w.lossError(err)
 }
 
-// zeroPiece is how long the pieces are that stand for a part that was lost.
+// salvage is a list of a part's chunks with zeros in place of what cannot be found. A chunk whose length the index does
+// not tell any more leaves a gap: chunks before the first gap and behind the last one lie where they lay, for those
+// between several gaps nobody knows.
+func (w *diskWriter) salvage(ctx context.Context, n int, size int64) ([]restic.ID, []int, error) {
+	var head, tail struct {
+		ids   []restic.ID
+		sizes []int
+		sum   int64
+	}
+	var content []restic.ID
+	if w.parts[n] != nil {
+		tree, err := w.repo.LoadTree(ctx, *w.parts[n])
+		if err == nil && len(tree.Nodes) == 1 && tree.Nodes[0].Type == restic.FileNode {
+			content = tree.Nodes[0].Content
+		}
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+	}
+	length := func(id restic.ID) (int, bool, error) {
+		return w.repo.BlobSize(ctx, restic.BlobHandle{Type: restic.DataBlob, ID: id})
+	}
+	for len(content) > 0 {
+		n, ok, err := length(content[0])
+		if err != nil {
+			return nil, nil, err
+		}
+		if !ok || head.sum+int64(n) > size {
+			break
+		}
+		head.ids, head.sizes, head.sum, content = append(head.ids, content[0]), append(head.sizes, n), head.sum+int64(n), content[1:]
+	}
+	for len(content) > 0 {
+		n, ok, err := length(content[len(content)-1])
+		if err != nil {
+			return nil, nil, err
+		}
+		if !ok || head.sum+tail.sum+int64(n) > size {
+			break
+		}
+		tail.ids, tail.sizes, tail.sum, content = append(tail.ids, content[len(content)-1]), append(tail.sizes, n), tail.sum+int64(n), content[:len(content)-1]
+	}
+	slices.Reverse(tail.ids)
+	slices.Reverse(tail.sizes)
+	gap := size - head.sum - tail.sum
+	if gap > 0 {
+		w.lose(extent.Extent{Off: int64(n)*PartSize + head.sum, Len: gap})
+	}
+	for gap > 0 {
+		step := min(gap, zeroPiece)
+		head.ids, head.sizes, gap = append(head.ids, restic.ZeroChunk()), append(head.sizes, int(step)), gap-step
+	}
+	return append(head.ids, tail.ids...), append(head.sizes, tail.sizes...), nil
+}
+
+// zeroPiece is how long the pieces are that stand for what was lost, in bytes.
 const zeroPiece = 512 << 10
 
 func (w *diskWriter) lose(e extent.Extent) {

@@ -37,7 +37,12 @@ func (f *failure) Error() string {
 	return fmt.Sprintf("%v: %s", f.kind, s)
 }
 
-func (f *failure) Unwrap() error { return f.kind }
+func (f *failure) Unwrap() error {
+	if f.kind == nil {
+		return vddk.ErrHost
+	}
+	return f.kind
+}
 
 const maxShown = 400 // characters of a host's text in an error
 
@@ -70,6 +75,8 @@ func newFailure(code uint64, text, secret string) *failure {
 		f.kind = vddk.ErrHostMemory
 	case has("failed to lock", "16392", "multiwriter", "locked"):
 		f.kind = vddk.ErrLocked
+	case has("not enough space", "no space left", "out of space", "insufficient disk space", "disk is full", "disk full"):
+		f.kind = vddk.ErrNoSpace
 	case code == wire.CodePermission || has("permission", "access denied"):
 		f.kind = vddk.ErrPermission
 	case has("cannot find", "could not find", "not found", "no such file", "does not exist"):
@@ -91,6 +98,8 @@ func remedy(err error, spec vddk.Spec) string {
 		return "the account needs VirtualMachine.Config.DiskLease and VirtualMachine.Provisioning.DiskRandomAccess, and the path must belong to this machine"
 	case errors.Is(err, vddk.ErrPermission):
 		return "the account needs VirtualMachine.Config.DiskLease and VirtualMachine.Provisioning.DiskRandomRead, and the path must belong to this machine"
+	case errors.Is(err, vddk.ErrNoSpace):
+		return "free space on the datastore, or choose another"
 	case errors.Is(err, vddk.ErrNotFound):
 		return "the machine may have moved to another datastore since its configuration was read: try again"
 	}
