@@ -87,7 +87,7 @@ func rename(_ *soak, g *guest) error {
 }
 
 func migrate(_ *soak, g *guest) error {
-	hosts := []string{"cluster1-host1", "cluster1-host2", "cluster2-host1", "cluster2-host2"}
+	hosts := []string{"esx1", "esx2", "esx3", "esx4", "esx5"}
 	return g.Migrate(hosts[g.rng.IntN(len(hosts))], "")
 }
 
