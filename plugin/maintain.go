@@ -121,6 +121,14 @@ type FileRequest struct {
 	Stream    string   // ReadFile: alternate data stream
 }
 
+// Records of tar archives (PAX extended headers) that [Service.TarFiles] writes where tar has no word for something.
+const (
+	// TarStream marks the entry of an alternate data stream, "FILE:STREAM". Its value is the stream's name.
+	TarStream = "VMKEEP.stream"
+	// TarUnreadable marks an entry that stands for a file whose content cannot be read. Its value is the reason.
+	TarUnreadable = "VMKEEP.unreadable"
+)
+
 // File is one guest file, or a volume where the request named none.
 type File struct {
 	Path    string // raw bytes as the guest has them

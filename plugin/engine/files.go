@@ -1,16 +1,13 @@
 package engine
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
@@ -104,7 +101,39 @@ func (g *guest) volume(want string) (*mount.Volume, error) {
 type place struct {
 	fs   *guestfs.FS
 	id   guestfs.ID
-	path string // within the volume, "/etc/fstab"
+	path string // within the volume, "/etc/fstab"; within the guest where system is known
+
+	system *mount.System // whose mount points a walk crosses; nil: it stays on the volume
+}
+
+// inode is the file that a place leads to: equal for all names of one file.
+type inode struct {
+	fs *guestfs.FS
+	id guestfs.ID
+}
+
+func (p place) inode() inode { return inode{p.fs, p.id} }
+
+// child is an entry of a directory, or the root of what the guest mounts there and can be opened.
+func (p place) child(entry guestfs.Entry) place {
+	at := place{fs: p.fs, id: entry.ID, path: join(p.path, entry.Name), system: p.system}
+	if p.system == nil {
+		return at
+	}
+	for _, m := range p.system.Mounts {
+		if m.Path != at.path || m.Volume == nil {
+			continue
+		}
+		f, err := m.Volume.Open()
+		if err != nil {
+			break // the empty directory below is what can be shown
+		}
+		if id, err := f.Walk(m.Dir); err == nil {
+			at.fs, at.id = f, id
+		}
+		break
+	}
+	return at
 }
 
 // find resolves a request to a place. Without a volume the path is one of the guest's own, across its mount points;
@@ -113,7 +142,10 @@ func (g *guest) find(req plugin.FileRequest) (place, error) {
 	if req.Volume == "" {
 		if systems := g.machine.Systems(); len(systems) > 0 {
 			at, err := systems[0].Find(req.Path)
-			return place{fs: at.FS, id: at.ID, path: at.Path}, err
+			if err == nil && at.FS == nil { // above the drives of Windows
+				err = &plugin.Error{Code: plugin.CodeFile, Summary: "the path names no drive", Object: req.Path, Remedy: `begin it with one: C:\`}
+			}
+			return place{fs: at.FS, id: at.ID, path: at.Path, system: &systems[0]}, err
 		}
 	}
 	p := place{path: path.Clean("/" + req.Path)}
@@ -217,11 +249,11 @@ func (p place) walk(ctx context.Context, req plugin.FileRequest, fn func(place, 
 	if a.Type != guestfs.Directory {
 		return fn(p, a)
 	}
-	return p.below(ctx, req, fn, map[guestfs.ID]bool{p.id: true})
+	return p.below(ctx, req, fn, map[inode]bool{p.inode(): true})
 }
 
 // below walks a directory. above are the directories it lies in: one of them again is a loop.
-func (p place) below(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error, above map[guestfs.ID]bool) error {
+func (p place) below(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error, above map[inode]bool) error {
 	if len(above) > maxDepth {
 		return fmt.Errorf("%s: %w: directories are nested more than %d deep", p.path, guestfs.ErrDamaged, maxDepth)
 	}
@@ -232,8 +264,8 @@ func (p place) below(ctx context.Context, req plugin.FileRequest, fn func(place,
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		at := place{fs: p.fs, id: entry.ID, path: join(p.path, entry.Name)}
-		a, err := p.fs.Stat(entry.ID)
+		at := p.child(entry)
+		a, err := at.fs.Stat(at.id)
 		if err != nil {
 			return fmt.Errorf("%s: %w", at.path, err)
 		}
@@ -242,10 +274,10 @@ func (p place) below(ctx context.Context, req plugin.FileRequest, fn func(place,
 				return err
 			}
 		}
-		if req.Recursive && a.Type == guestfs.Directory && !above[entry.ID] {
-			above[entry.ID] = true
+		if req.Recursive && a.Type == guestfs.Directory && !above[at.inode()] {
+			above[at.inode()] = true
 			err := at.below(ctx, req, fn, above)
-			delete(above, entry.ID)
+			delete(above, at.inode())
 			if err != nil {
 				return err
 			}
@@ -363,125 +395,4 @@ func (e *Engine) ReadFile(ctx context.Context, req plugin.FileRequest, fn func(p
 		}
 		return nil
 	})
-}
-
-// TarFiles implements [plugin.Service].
-func (e *Engine) TarFiles(ctx context.Context, req plugin.FileRequest, fn func([]byte) error) error {
-	return e.withGuest(ctx, req, func(g *guest) error {
-		p, err := g.find(req)
-		if err != nil {
-			return err
-		}
-		out := &pieces{emit: fn}
-		archive := &archiver{w: tar.NewWriter(out), base: path.Dir(p.path), seen: map[guestfs.ID]string{}}
-		req.Recursive = true
-		if a, err := p.fs.Stat(p.id); err != nil {
-			return err
-		} else if a.Type == guestfs.Directory && p.path != "/" && len(req.Globs) == 0 {
-			if err := archive.add(p, a); err != nil {
-				return err
-			}
-		}
-		if err := p.walk(ctx, req, archive.add); err != nil {
-			return err
-		}
-		if err := archive.w.Close(); err != nil {
-			return err
-		}
-		return out.flush()
-	})
-}
-
-// archiver writes guest files to a tar archive in the PAX format, with owners, times, links and extended attributes.
-type archiver struct {
-	w    *tar.Writer
-	base string // names in the archive are relative to it
-	seen map[guestfs.ID]string
-}
-
-func (t *archiver) add(p place, a guestfs.Attr) error {
-	h := &tar.Header{Format: tar.FormatPAX, Name: strings.TrimPrefix(strings.TrimPrefix(p.path, t.base), "/"), Mode: int64(a.Mode), Uid: int(a.UID), Gid: int(a.GID),
-		ModTime: a.Mtime, PAXRecords: map[string]string{}}
-	if a.Mtime.IsZero() {
-		h.ModTime = time.Unix(0, 0)
-	}
-	var content guestfs.File
-	var err error
-	switch a.Type {
-	case guestfs.Directory:
-		h.Typeflag, h.Name = tar.TypeDir, h.Name+"/"
-	case guestfs.Regular:
-		if first, ok := t.seen[p.id]; ok && a.Links > 1 {
-			h.Typeflag, h.Linkname = tar.TypeLink, first
-			break
-		}
-		t.seen[p.id] = h.Name
-		h.Typeflag, h.Size = tar.TypeReg, a.Size
-		if content, err = p.fs.Open(p.id, ""); err != nil {
-			return fmt.Errorf("%s: %w", p.path, err)
-		}
-		h.Size = content.Size()
-	case guestfs.Symlink:
-		h.Typeflag = tar.TypeSymlink
-		if h.Linkname, err = p.fs.Readlink(p.id); err != nil {
-			return fmt.Errorf("%s: %w", p.path, err)
-		}
-	case guestfs.FIFO:
-		h.Typeflag = tar.TypeFifo
-	case guestfs.CharDevice:
-		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeChar, int64(a.Major), int64(a.Minor)
-	case guestfs.BlockDevice:
-		h.Typeflag, h.Devmajor, h.Devminor = tar.TypeBlock, int64(a.Major), int64(a.Minor)
-	default:
-		return nil // sockets and reparse points have no place in an archive
-	}
-	xattrs, err := p.fs.Xattrs(p.id)
-	if err != nil {
-		return fmt.Errorf("%s: %w", p.path, err)
-	}
-	for _, x := range xattrs {
-		h.PAXRecords["SCHILY.xattr."+x.Name] = string(x.Value)
-	}
-	if err := t.w.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", p.path, err)
-	}
-	if content != nil {
-		if _, err := io.Copy(t.w, guestfs.NewReader(content)); err != nil {
-			return fmt.Errorf("%s: %w", p.path, err)
-		}
-	}
-	return nil
-}
-
-// pieces hands out what is written in pieces of frameSize.
-type pieces struct {
-	emit func([]byte) error
-	buf  []byte
-}
-
-func (w *pieces) Write(p []byte) (int, error) {
-	n := len(p)
-	for len(p) > 0 {
-		if w.buf == nil {
-			w.buf = make([]byte, 0, frameSize)
-		}
-		k := min(len(p), frameSize-len(w.buf))
-		w.buf = append(w.buf, p[:k]...)
-		p = p[k:]
-		if len(w.buf) == frameSize {
-			if err := w.flush(); err != nil {
-				return 0, err
-			}
-		}
-	}
-	return n, nil
-}
-
-func (w *pieces) flush() error {
-	if len(w.buf) == 0 {
-		return nil
-	}
-	err := w.emit(w.buf)
-	w.buf = w.buf[:0]
-	return err
 }

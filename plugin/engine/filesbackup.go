@@ -44,7 +44,11 @@ type fileBackup struct {
 
 	files, kept atomic.Int64
 	notes       []string
+	missed      []missedVolume
 }
+
+// missedVolume is a volume that was asked for by name and cannot be read.
+type missedVolume struct{ name, why string }
 
 // guestDisk is a disk of the snapshot as the guest's file systems are read from it.
 type guestDisk struct {
@@ -141,6 +145,10 @@ func (j *machineBackup) guestFiles(ctx context.Context, r *reading, s *vsphere.S
 		return fmt.Errorf("guest files: %w", guestFailure(err))
 	}
 	j.files = &tree
+	for _, v := range b.missed {
+		j.warn(warning(plugin.CodeFile, "the guest's files on volume "+v.name+" are not in the point", v.why, "restore the disk to reach them, or leave the volume out of the selection"))
+		b.notes = append(b.notes, v.name+" is left out: "+v.why)
+	}
 	j.manifest.Files = &manifestFiles{Files: b.files.Load(), Kept: b.kept.Load(), Notes: b.notes}
 	for _, n := range b.notes {
 		j.scope.info(plugin.CodeFile, "guest files", n)
@@ -181,6 +189,10 @@ func (b *fileBackup) store(ctx context.Context, disks []guestDisk, old *restic.T
 	var out restic.Tree
 	for _, v := range chosen {
 		system, err := v.Open()
+		if err != nil && len(b.sel.Volumes) > 0 {
+			b.missed = append(b.missed, missedVolume{v.Name, err.Error()})
+			continue
+		}
 		if err != nil {
 			b.notes = append(b.notes, err.Error())
 			continue
@@ -310,6 +322,7 @@ func (b *volumeBackup) directory(ctx context.Context, dir place, old *restic.Tre
 					continue
 				}
 				n.Subtree = &id
+				nodes = append(nodes, &n)
 			case !wanted || a.Type == guestfs.Other || a.Type == guestfs.Unknown:
 				continue
 			case a.Type == guestfs.Regular:
@@ -318,21 +331,17 @@ func (b *volumeBackup) directory(ctx context.Context, dir place, old *restic.Tre
 				if err := b.regular(fctx, files, at, a, node, find(old, entry.Name)); err != nil {
 					return err
 				}
-				streams, err := at.fs.Streams(at.id)
-				if err != nil {
-					return fmt.Errorf("%s: %w", at.path, err)
-				}
-				for _, s := range streams {
-					x := nodeOf(entry.Name+":"+s.Name, a)
-					x.Size, x.Links, x.Inode = uint64(s.Size), 1, 0
-					nodes = append(nodes, &x)
-					if err := b.content(fctx, files, at, s.Name, &x); err != nil {
-						return err
-					}
-				}
+			default:
+				nodes = append(nodes, &n)
+			}
+			if !wanted {
 				continue
 			}
-			nodes = append(nodes, &n)
+			more, err := b.streams(fctx, files, at, a)
+			if err != nil {
+				return err
+			}
+			nodes = append(nodes, more...)
 		}
 		return nil
 	}
@@ -351,6 +360,26 @@ func (b *volumeBackup) directory(ctx context.Context, dir place, old *restic.Tre
 	tree.Nodes = slices.CompactFunc(tree.Nodes, func(x, y restic.Node) bool { return x.Name == y.Name })
 	id, err := b.writer.SaveTree(&tree)
 	return id, len(nodes) > 0, err
+}
+
+// streams stores the alternate data streams of a file or directory as files beside it, "FILE:STREAM".
+func (b *volumeBackup) streams(ctx context.Context, g *errgroup.Group, at place, a guestfs.Attr) ([]*restic.Node, error) {
+	streams, err := at.fs.Streams(at.id)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", at.path, err)
+	}
+	var nodes []*restic.Node
+	for _, s := range streams {
+		of := a
+		of.Type, of.Mode = guestfs.Regular, a.Mode&^0o111
+		n := nodeOf(streamFile(path.Base(at.path), s.Name), of)
+		n.Size, n.Links, n.Inode, n.DeviceID = uint64(s.Size), 1, 0, b.number
+		nodes = append(nodes, &n)
+		if err := b.content(ctx, g, at, s.Name, &n); err != nil {
+			return nil, err
+		}
+	}
+	return nodes, nil
 }
 
 func find(t *restic.Tree, name string) *restic.Node {
