@@ -72,8 +72,11 @@ func examineLayout(dir string) (_ Finding, file string) {
 			f.Detail, f.Remedy = real+" is empty", "the link was lost when VDDK was unpacked: unpack it on a file system that has symbolic links"
 			return f, ""
 		}
-		if filepath.Base(filepath.Dir(files[0])) != "lib64" {
-			f.Detail, f.Remedy = files[0]+" is not below lib64", "the library looks for its plug-ins in lib64 below the directory it is given: give the directory above lib64"
+		if clean := filepath.Clean(dir); filepath.Dir(files[0]) == clean {
+			f.Detail, f.Remedy = files[0]+" is not below lib64", "the library looks for its plug-ins in lib64 below the directory it is given: keep what VDDK was unpacked as"
+			if filepath.Base(clean) == "lib64" {
+				f.Remedy = "give the directory above: " + filepath.Dir(clean)
+			}
 			return f, files[0]
 		}
 		return Finding{Name: f.Name, OK: true, Detail: real}, files[0]
@@ -88,8 +91,6 @@ func examineLayout(dir string) (_ Finding, file string) {
 	} else if m, _ := filepath.Glob(filepath.Join(escape(dir), "lib64", "libvixDiskLib.so*")); len(m) > 0 {
 		f.Detail = fmt.Sprintf("%s is there, and none of libvixDiskLib.so.%d to .%d", filepath.Base(m[0]), library.Oldest, library.Newest)
 		f.Remedy = "the link that names the version was lost when VDDK was unpacked: make it, for example ln -s " + filepath.Base(m[0]) + " libvixDiskLib.so.8"
-	} else if parent := filepath.Dir(filepath.Clean(dir)); len(library.Find(parent)) > 0 {
-		f.Remedy = "give " + parent
 	}
 	return f, ""
 }
