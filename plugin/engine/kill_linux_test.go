@@ -165,13 +165,14 @@ func TestPluginOutlivesItsHostToCleanUp(t *testing.T) {
 			host.Env = append(os.Environ(), hostVariable+"="+file)
 			host.Stderr = os.Stderr
 
+			running := make(chan *os.Process, 1)
 			gone := make(chan struct{}) // the plugin has logged out
 			var once sync.Once
 			r.lab.Inject(lab.Fault{Method: c.method, Do: func(w http.ResponseWriter, q *http.Request, next http.Handler) {
 				if c.after {
 					next.ServeHTTP(w, q)
 				}
-				_ = host.Process.Kill() // Wait tells
+				_ = (<-running).Kill() // Wait tells
 				if !c.after {
 					next.ServeHTTP(w, q)
 				}
@@ -181,6 +182,7 @@ func TestPluginOutlivesItsHostToCleanUp(t *testing.T) {
 				once.Do(func() { close(gone) })
 			}})
 			r.must(host.Start())
+			running <- host.Process
 			if err := host.Wait(); err == nil {
 				t.Error("the host was not killed")
 			}
