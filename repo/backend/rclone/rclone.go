@@ -46,11 +46,13 @@ func (c Config) command() []string {
 	return append(command, c.Remote)
 }
 
-// Transport carries requests for any http URL to a process.
+// Transport carries requests for any http URL to a process. CloseIdleConnections, which a backend calls when it is
+// closed, ends the process even if a request that was given up still occupies it.
 func Transport(cfg Config) http.RoundTripper {
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
-	return &http.Transport{
+	t := &transport{open: map[*conn]struct{}{}}
+	t.Transport = &http.Transport{
 		Protocols:          &protocols,
 		HTTP2:              &http.HTTP2Config{StrictMaxConcurrentRequests: true}, // one process, not one per 250 requests
 		DisableCompression: true,
@@ -59,8 +61,29 @@ func Transport(cfg Config) http.RoundTripper {
 			if err != nil {
 				return nil, err
 			}
+			t.mu.Lock()
+			t.open[c] = struct{}{}
+			t.mu.Unlock()
 			return backend.Conn(c, cfg.Upload, cfg.Download), nil
 		},
+	}
+	return t
+}
+
+// transport knows its processes.
+type transport struct {
+	*http.Transport
+	mu   sync.Mutex
+	open map[*conn]struct{}
+}
+
+func (t *transport) CloseIdleConnections() {
+	t.Transport.CloseIdleConnections()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for c := range t.open {
+		_ = c.Close() // never fails
+		delete(t.open, c)
 	}
 }
 
@@ -74,7 +97,7 @@ type conn struct {
 	once   sync.Once
 }
 
-func start(cfg Config) (net.Conn, error) {
+func start(cfg Config) (*conn, error) {
 	args := cfg.command()
 	theirIn, out, err := os.Pipe()
 	if err != nil {
