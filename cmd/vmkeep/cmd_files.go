@@ -18,7 +18,7 @@ Paths are as in the guest: /etc/fstab or C:\Users\ann. Without a path, the volum
 guest mounts nowhere is named with --volume. Putting files into a machine is not possible: restore the disk, or copy
 them in by the guest's own means.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(a.filesList(), a.filesFind(), a.filesGet())
+	cmd.AddCommand(a.filesList(), a.filesFind(), a.filesGet(), a.filesDiff())
 	return cmd
 }
 
@@ -129,12 +129,19 @@ func (a *app) filesGet() *cobra.Command {
 
   --to DIRECTORY   into a directory here (nothing is ever written outside of it)
   --tar            as a tar archive to standard output, with all metadata
-  --stdout         one file's content to standard output`,
+  --zip            as a zip archive to standard output, with modes, times and symbolic links
+  --stdout         one file's content to standard output, or with --stream one of its streams
+
+An alternate data stream of a Windows guest becomes a file "NAME:STREAM" beside the file or directory it belongs to.
+What the guest encrypted is named and left out, as "NAME.unreadable" with the reason in archives. Into a directory
+holes stay holes; names that the target cannot hold are skipped and told. As root owners, ACLs and capabilities are
+restored, otherwise modes, times and users' extended attributes.`,
 		Example: "  vmkeep files get latest -m web1 /etc --to ./web1-etc\n  vmkeep files get latest -m web1 /var/lib/app --tar | zstd > app.tar.zst"}
 	r := fileFlags(cmd)
 	f := cmd.Flags()
 	to := f.StringP("to", "t", "", "directory to restore into")
 	tarOut := f.Bool("tar", false, "write a tar archive to standard output")
+	zipOut := f.Bool("zip", false, "write a zip archive to standard output")
 	content := f.Bool("stdout", false, "write the file's content to standard output")
 	f.StringVar(&r.Stream, "stream", "", "with --stdout: this alternate data stream")
 	force := f.Bool("force", false, "with --to: overwrite files that exist")
@@ -142,13 +149,13 @@ func (a *app) filesGet() *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r.Point, r.Path, r.Recursive = args[0], args[1], true
 		chosen := 0
-		for _, c := range []bool{*to != "", *tarOut, *content} {
+		for _, c := range []bool{*to != "", *tarOut, *zipOut, *content} {
 			if c {
 				chosen++
 			}
 		}
 		if chosen != 1 {
-			return wrongUse(cmd, "give one of --to, --tar and --stdout")
+			return wrongUse(cmd, "give one of --to, --tar, --zip and --stdout")
 		}
 		if a.json && *to == "" {
 			return wrongUse(cmd, "--json and file contents cannot share standard output; use --to")
@@ -160,6 +167,8 @@ func (a *app) filesGet() *cobra.Command {
 					_, err := a.stdout.Write(data)
 					return outputError(err)
 				})
+			case *zipOut:
+				return a.zipFiles(ctx, s, *r)
 			case *content:
 				out := newHoles(a.stdout)
 				if err := s.ReadFile(ctx, *r, out.frame); err != nil {

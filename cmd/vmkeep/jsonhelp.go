@@ -18,12 +18,14 @@ RFC 3339 in UTC and absent when unknown. Standard error carries the log, and aft
                                       prune: packs_kept, packs_repacked, packs_removed, bytes_*, notes
                                       recover: undone, remaining
                                       files get: directory, files, directories, links, bytes, skipped
+                                      files diff: added, removed, changed, same
   initialized   init                  id, version, location
   machine       machines              id, name, path, instance_uuid, ..., disks
   point         points                id, repository, machine, time, consistency, tags, disks, stats, damage, ...
   plan          restore --plan        point, steps, notes, problems, write
   frame         cat                   offset, length, zeros
   file          files ls, files find  path, type, size, mode, uid, gid, mod_time, link, ...
+  difference    files diff            path, change (added, removed or changed), what, before, after (files)
   forget        forget                action (keep or remove), reasons, point
   finding       doctor                name, ok, detail, remedy
   setting       env                   name, value, origin, secret

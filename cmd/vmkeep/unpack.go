@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -45,25 +46,11 @@ func (a *app) unpack(ctx context.Context, s session, r plugin.FileRequest, to un
 		return outputError(err)
 	}
 	defer root.Close()
-	archive, feed := io.Pipe()
-	fed := make(chan error, 1)
-	go func() {
-		err := s.TarFiles(ctx, r, func(data []byte) error {
-			_, err := feed.Write(data)
-			return err
-		})
-		feed.CloseWithError(err) // nil: the end
-		fed <- err
-	}()
 	u := unpacker{root: root, overwrite: to.overwrite, done: unpacked{Directory: to.dir}}
-	err = u.all(tar.NewReader(archive))
-	archive.CloseWithError(errStopped)
-	if e := <-fed; e != nil && !errors.Is(e, errStopped) {
-		err = e // the cause, of which the archive only broke off
-	}
-	if err != nil {
+	if err := readArchive(ctx, s, r, u.add); err != nil {
 		return err
 	}
+	u.finish()
 	if a.json {
 		writeJSON(a.stdout, "summary", u.done)
 	} else {
@@ -88,31 +75,29 @@ type unpacker struct {
 	dirs      []*tar.Header // their times are set last: writing into them changes them
 }
 
-func (u *unpacker) all(t *tar.Reader) error {
-	for {
-		h, err := t.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return &plugin.Error{Code: plugin.CodeFile, Summary: "the archive of files broke off", Detail: err.Error(), Remedy: "try again", Err: err}
-		}
-		name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
-		if name == "" {
-			continue
-		}
-		if err := u.entry(t, h, name); err != nil {
-			if why := refusal(err); why != nil {
-				u.done.Skipped = append(u.done.Skipped, skipped{h.Name, why.Error()})
-				continue
-			}
-			return outputError(err)
-		}
+// add restores one entry.
+func (u *unpacker) add(h *tar.Header, content io.Reader) error {
+	name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
+	if name == "" {
+		return nil
 	}
+	if why, ok := h.PAXRecords[plugin.TarUnreadable]; ok {
+		u.done.Skipped = append(u.done.Skipped, skipped{strings.TrimSuffix(h.Name, ".unreadable"), why})
+		return nil
+	}
+	err := u.entry(content, h, name)
+	if why := refusal(err); why != nil {
+		u.done.Skipped = append(u.done.Skipped, skipped{h.Name, why.Error()})
+		return nil
+	}
+	return outputError(err)
+}
+
+// finish sets what is set last.
+func (u *unpacker) finish() {
 	for i := len(u.dirs) - 1; i >= 0; i-- {
 		u.meta(u.dirs[i], strings.TrimPrefix(path.Clean("/"+u.dirs[i].Name), "/"))
 	}
-	return nil
 }
 
 // refusal is why the target does not take one entry; nil for errors that concern all of them.
@@ -130,7 +115,7 @@ func refusal(err error) error {
 	return nil
 }
 
-func (u *unpacker) entry(t *tar.Reader, h *tar.Header, name string) error {
+func (u *unpacker) entry(t io.Reader, h *tar.Header, name string) error {
 	if dir := path.Dir(name); dir != "." {
 		if err := u.root.MkdirAll(dir, 0o777); err != nil {
 			return err
@@ -175,7 +160,11 @@ func (u *unpacker) entry(t *tar.Reader, h *tar.Header, name string) error {
 	return nil
 }
 
-func (u *unpacker) file(t *tar.Reader, name string) (err error) {
+// holeSize is how many zeros become a hole.
+const holeSize = 64 << 10
+
+// file writes a file's content; long runs of zeros are not written but left out.
+func (u *unpacker) file(t io.Reader, name string) (err error) {
 	f, err := u.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
@@ -185,15 +174,47 @@ func (u *unpacker) file(t *tar.Reader, name string) (err error) {
 			err = e
 		}
 	}()
-	n, err := io.Copy(f, t)
-	u.done.Bytes += n
-	return err
+	out := newHoles(f)
+	buf := make([]byte, holeSize)
+	zeros := make([]byte, holeSize)
+	for {
+		n, err := io.ReadFull(t, buf)
+		frame := plugin.Frame{Offset: u.done.Bytes, Length: int64(n), Data: buf[:n]}
+		if n == holeSize && bytes.Equal(buf, zeros) {
+			frame.Data = nil
+		}
+		if n > 0 {
+			if err := out.frame(frame); err != nil {
+				return err
+			}
+		}
+		u.done.Bytes += int64(n)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) && n < holeSize {
+			return out.close()
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
-// meta sets owner (as root only), mode and time. What the target cannot hold is left as it is.
+// meta sets owner (as root only), extended attributes, mode and time, in the order in which none undoes another. What
+// the target cannot hold is left as it is.
 func (u *unpacker) meta(h *tar.Header, name string) {
 	if os.Geteuid() == 0 && runtime.GOOS != "windows" {
 		u.root.Lchown(name, h.Uid, h.Gid)
+	}
+	attrs := map[string]string{}
+	for record, value := range h.PAXRecords {
+		if attr, ok := strings.CutPrefix(record, "SCHILY.xattr."); ok {
+			attrs[attr] = value
+		}
+	}
+	if len(attrs) > 0 {
+		if f, err := u.root.Open(name); err == nil {
+			setXattrs(f, attrs)
+			f.Close()
+		}
 	}
 	u.root.Chmod(name, h.FileInfo().Mode().Perm()|h.FileInfo().Mode()&(fs.ModeSetuid|fs.ModeSetgid|fs.ModeSticky))
 	u.root.Chtimes(name, time.Time{}, h.ModTime)

@@ -63,9 +63,10 @@ func TestUnpackStaysInside(t *testing.T) {
 		}
 		defer root.Close()
 		u := unpacker{root: root, overwrite: overwrite}
-		if err := u.all(tar.NewReader(bytes.NewReader(archive.Bytes()))); err != nil {
+		if err := readArchive(t.Context(), archiveOf(archive.Bytes()), plugin.FileRequest{}, u.add); err != nil {
 			t.Fatal(err)
 		}
+		u.finish()
 		if got, err := os.ReadFile(secret); err != nil || string(got) != "untouched" {
 			t.Fatalf("overwrite %v: the file outside is %q, %v", overwrite, got, err)
 		}
