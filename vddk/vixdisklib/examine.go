@@ -3,7 +3,6 @@ package vixdisklib
 import (
 	"context"
 	"debug/elf"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -151,6 +150,13 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 			said = append(said, text)
 		}
 	}
+	temp, err := os.MkdirTemp("", "vmkeep-vddk")
+	if err != nil {
+		loading.Detail, loading.Remedy = err.Error(), "make room for temporary files"
+		return []Finding{loading}
+	}
+	defer os.RemoveAll(temp) // the library keeps nothing there that outlives this
+	t.TempDir = temp
 	p, err := t.launch(ctx, newRedactor())
 	if err != nil {
 		// launch waited for the process: nothing is said any more.
@@ -166,7 +172,7 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	if !p.loaded.Allocation {
 		loading.Detail += ", cannot tell allocated blocks"
 	}
-	if err := errors.Join(p.end(farewell)); err != nil {
+	if err := p.end(farewell); err != nil {
 		loading.OK, loading.Detail, loading.Remedy = false, err.Error(), "the library does not end in order: take another version"
 	}
 	return []Finding{loading, modes}
