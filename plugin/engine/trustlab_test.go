@@ -339,16 +339,16 @@ func TestRevertIsNeverMissed(t *testing.T) {
 		r.point("db") // change tracking is on from here
 		s, err := vm.Snapshot("good state")
 		r.must(err)
-		for round := range 6 {
+		for round := range 2 {
 			r.busy(rng, "db")
 			r.point("db")
-			for range 1 + round%3 { // files and sequence numbers come back to where they were
+			for range 1 + round%2 { // twice: the disks run on files of the same names again
 				r.busy(rng, "db")
 				r.must(vm.Revert(s))
 				r.must(vm.PowerOn())
 			}
-			if round%2 == 1 { // a failed backup, or another tool's, moves the sequence on
-				for range round {
+			if round%2 == 1 { // and other tools move the sequence of change ids on, beyond the last point's
+				for range 3 {
 					x, err := vm.Snapshot("another tool")
 					r.must(err)
 					r.must(vm.RemoveSnapshot(x))
