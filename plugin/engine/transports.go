@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vmkeep/vmkeep/vddk"
+	"github.com/vmkeep/vmkeep/vddk/hotadd"
 	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 	"github.com/vmkeep/vmkeep/vsphere"
@@ -32,6 +33,8 @@ func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
 		switch kind, modes, _ := strings.Cut(name, ":"); kind {
 		case "nbdssl", "nbd":
 			out = append(out, &nfc.Transport{Mode: nfc.Mode(name), Ticket: tickets, Limiter: &c.nfc})
+		case "hotadd":
+			out = append(out, &hotadd.Transport{Attacher: attacher{conn: c, vc: vc}})
 		case "vddk":
 			out = append(out, c.library(vc, modes))
 		}
