@@ -9,3 +9,6 @@ import (
 
 // allocate would give a file the space for size bytes; here the zeros have to be written.
 func allocate(*os.File, int64) error { return errors.ErrUnsupported }
+
+// syncFileSystem would make a file system durable; here file after file has to be.
+func syncFileSystem(*os.File) error { return errors.ErrUnsupported }

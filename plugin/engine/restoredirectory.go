@@ -272,29 +272,58 @@ func (c *countedWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// fileDisk is a disk that lies in files of unit bytes each.
+// openFiles is how many files of one disk stay open. A disk of 62 TiB is 63,488 files, more than a process may open.
+const openFiles = 128
+
+// fileDisk is a disk that lies in files of unit bytes each. The first openFiles of them are open all the time, the
+// others only while they are used: a write is about a mebibyte, beside which opening is nothing.
 type fileDisk struct {
 	size  int64
 	unit  int64
-	files []*os.File
+	names []string
+	files []*os.File // of the first names
+	home  *os.File   // a directory of the file system that holds those that are not open, where there are any
 }
 
+// add takes over an open file, which becomes size bytes long.
 func (f *fileDisk) add(file *os.File, size int64) error {
-	f.files = append(f.files, file)
-	return file.Truncate(size)
+	f.names = append(f.names, file.Name())
+	if len(f.files) < openFiles {
+		f.files = append(f.files, file)
+		return file.Truncate(size)
+	}
+	err := file.Truncate(size)
+	if f.home == nil && err == nil { // before the first write: syncfs(2) tells of errors since
+		f.home, err = os.Open(filepath.Dir(file.Name()))
+	}
+	return errors.Join(err, file.Close())
+}
+
+// with calls fn with file n.
+func (f *fileDisk) with(n int, fn func(*os.File) error) error {
+	if n < len(f.files) {
+		return fn(f.files[n])
+	}
+	file, err := os.OpenFile(f.names[n], os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(file), file.Close())
 }
 
 // each calls fn for the piece of p that lies in each file.
-func (f *fileDisk) each(p []byte, off int64, fn func(file *os.File, p []byte, off int64) (int, error)) (int, error) {
-	done := 0
+func (f *fileDisk) each(p []byte, off int64, fn func(file *os.File, p []byte, off int64) (int, error)) (done int, err error) {
 	for len(p) > 0 {
 		if off < 0 || off >= f.size {
 			return done, io.EOF
 		}
 		at := off % f.unit
 		n := int(min(int64(len(p)), f.unit-at))
-		m, err := fn(f.files[off/f.unit], p[:n], at)
-		done += m
+		err := f.with(int(off/f.unit), func(file *os.File) error {
+			m, err := fn(file, p[:n], at)
+			done += m
+			return err
+		})
 		if err != nil {
 			return done, err
 		}
@@ -310,8 +339,14 @@ func (f *fileDisk) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *fileDisk) sync() error {
-	for _, x := range f.files {
-		if err := x.Sync(); err != nil {
+	if f.home != nil {
+		err := syncFileSystem(f.home)
+		if !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	for n := range f.names {
+		if err := f.with(n, (*os.File).Sync); err != nil {
 			return err
 		}
 	}
@@ -322,6 +357,9 @@ func (f *fileDisk) Close() error {
 	var err error
 	for _, x := range f.files {
 		err = errors.Join(err, x.Close())
+	}
+	if f.home != nil {
+		err = errors.Join(err, f.home.Close())
 	}
 	return err
 }
