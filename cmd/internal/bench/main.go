@@ -62,6 +62,7 @@ func jobs() []job {
 		{"prune", "prune after the first points were forgotten", (*bench).prune},
 		{"rollback", "rolling 1 % back beside restoring everything", (*bench).rollback},
 		{"scale", "the same data on disks of 8 GiB, 1 TiB and 62 TiB", (*bench).scale},
+		{"chunking", "ways to cut chunks, over a series of images", (*bench).chunking},
 	}
 }
 
