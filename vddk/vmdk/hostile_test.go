@@ -58,7 +58,7 @@ func TestEveryByteMayBeWrong(t *testing.T) {
 	var file bytes.Buffer
 	must(t, vmdk.WriteStream(&file, describe(len(disk)), putAll(disk, 1)))
 	p := file.Bytes()
-	for i := 0; i < len(p); i += 1 + i/4096*37 {
+	for i := 0; i < len(p); i += 1 + i/80*13 { // every byte of the header, fewer behind it
 		p[i] ^= 0xFF
 		r, err := vmdk.NewReader(bytes.NewReader(p), int64(len(p)))
 		if err == nil {

@@ -2,6 +2,7 @@ package vmdk_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -27,8 +28,8 @@ func content(seed uint64, size int) []byte {
 		n := min(1+rng.IntN(400<<10), size-at)
 		switch rng.IntN(3) {
 		case 0:
-			for i := range n {
-				p[at+i] = byte(rng.Uint32())
+			for i := 0; i+8 <= n; i += 8 {
+				binary.LittleEndian.PutUint64(p[at+i:], rng.Uint64())
 			}
 		case 1:
 			copy(p[at:at+n], bytes.Repeat([]byte("the quick brown fox "), n/20+1))
@@ -60,7 +61,7 @@ func putAll(p []byte, seed uint64) func(vmdk.Put) error {
 }
 
 func TestStreamIsReadAsItWasWritten(t *testing.T) {
-	for seed, size := range []int{0, 512, 65536, 65536 + 512, 3<<20 + 1024, 33 << 20, 70<<20 + 512} {
+	for seed, size := range []int{0, 512, 65536, 65536 + 512, 3<<20 + 1024, 33<<20 + 512} {
 		want := content(uint64(seed), size)
 		var file bytes.Buffer
 		if err := vmdk.WriteStream(&file, describe(size), putAll(want, uint64(seed))); err != nil {
@@ -139,12 +140,12 @@ func (l *limited) Write(p []byte) (int, error) {
 }
 
 func TestFailedWriteIsReported(t *testing.T) {
-	disk := content(3, 2<<20)
+	disk := content(3, 512<<10)
 	var whole bytes.Buffer
 	if err := vmdk.WriteStream(&whole, describe(len(disk)), putAll(disk, 3)); err != nil {
 		t.Fatal(err)
 	}
-	for n := 0; n < whole.Len(); n += 1 + whole.Len()/200 {
+	for n := 0; n < whole.Len(); n += 1 + whole.Len()/40 {
 		if err := vmdk.WriteStream(&limited{n}, describe(len(disk)), putAll(disk, 3)); !errors.Is(err, errFull) {
 			t.Fatalf("a file that ends at %d: %v", n, err)
 		}
@@ -173,7 +174,7 @@ func qemuImg(t *testing.T, args ...string) string {
 }
 
 func TestQEMUReadsWhatWeWrite(t *testing.T) {
-	for _, size := range []int{64 << 10, 3<<20 + 4096, 40 << 20} {
+	for _, size := range []int{64 << 10, 3<<20 + 4096, 33 << 20} {
 		dir := t.TempDir()
 		disk, raw, stream := content(5, size), filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.vmdk")
 		must(t, os.WriteFile(raw, disk, 0o600))
@@ -200,7 +201,7 @@ func TestQEMUReadsWhatWeWrite(t *testing.T) {
 
 func TestWeReadWhatQEMUWrites(t *testing.T) {
 	dir := t.TempDir()
-	disk, raw, stream := content(6, 35<<20), filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.vmdk")
+	disk, raw, stream := content(6, 33<<20), filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.vmdk")
 	must(t, os.WriteFile(raw, disk, 0o600))
 	qemuImg(t, "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", raw, stream)
 	file, err := os.ReadFile(stream)
