@@ -15,7 +15,8 @@ export CGO_ENABLED := 0
 # What the tests and benchmarks run or compare with, as Debian names it. This is the one list of it.
 PACKAGES := gcc protobuf-compiler python3-grpcio python3-protobuf \
   e2fsprogs xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs lvm2 genisoimage attr acl \
-  qemu-utils nbdkit libnbd-bin fuse3 openssh-server openssh-client rclone
+  mtools xorriso gdisk thin-provisioning-tools util-linux mount \
+  qemu-utils nbdkit libnbd-bin fuse3 openssh-server openssh-client openssh-sftp-server rclone
 
 .PHONY: help
 help: ## list the targets
