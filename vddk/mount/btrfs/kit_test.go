@@ -85,7 +85,11 @@ func mounted(t *testing.T, loops []string, options string, fn func(dir string)) 
 		options += ",device=" + l
 	}
 	run(t, "mount", "-t", "btrfs", "-o", strings.TrimPrefix(options, ","), loops[0], dir)
-	defer run(t, "umount", dir)
+	defer func() {
+		if err := mounttest.Unmount(dir); err != nil {
+			t.Error(err)
+		}
+	}()
 	fn(dir)
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -189,8 +190,21 @@ func Mounted(image, options string, fn func(dir string) error) (err error) {
 	if err := run("mount", "-o", strings.TrimSuffix("loop,"+options, ","), image, dir); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, run("umount", dir)) }()
+	defer func() { err = errors.Join(err, Unmount(dir)) }()
 	return fn(dir)
+}
+
+// Unmount unmounts dir. A process that another test starts at the same time holds, from fork to exec, whatever was
+// open here (O_CLOEXEC acts at exec only): so EBUSY is tried again, for ten seconds.
+func Unmount(dir string) error {
+	deadline := time.Now().Add(10 * time.Second)
+	for tick := time.NewTicker(10 * time.Millisecond); ; <-tick.C {
+		err := unix.Unmount(dir, 0)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+			tick.Stop()
+			return os.NewSyscallError("umount "+dir, err)
+		}
+	}
 }
 
 // shutdown cuts a file system off from its disk (EXT4_IOC_SHUTDOWN, XFS_IOC_GOINGDOWN: the same number).

@@ -51,8 +51,8 @@ func mounted(t *testing.T, image, options string, fn func(dir string)) {
 		}
 	}
 	defer func() {
-		if out, err := exec.Command("umount", dir).CombinedOutput(); err != nil {
-			t.Errorf("umount: %v\n%s", err, out)
+		if err := mounttest.Unmount(dir); err != nil {
+			t.Error(err)
 		}
 		// It writes what it still has after umount has returned.
 		if err := <-ended; err != nil {

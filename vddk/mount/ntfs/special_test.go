@@ -169,7 +169,7 @@ func keep(t *testing.T, name, path string, want mounttest.Manifest) {
 }
 
 func TestSmallVolume(t *testing.T) {
-	mounttest.Need(t, "mkntfs", "ntfs-3g", "umount")
+	mounttest.Need(t, "mkntfs", "ntfs-3g")
 	path, want := image(t, 10*mib, "-c 1024", smallTree)
 	got, err := mounttest.Read(open(t, path))
 	if err != nil {
@@ -182,7 +182,7 @@ func TestSmallVolume(t *testing.T) {
 }
 
 func TestReparsePoints(t *testing.T) {
-	mounttest.Need(t, "mkntfs", "ntfs-3g", "umount")
+	mounttest.Need(t, "mkntfs", "ntfs-3g")
 	path := filepath.Join(t.TempDir(), "image")
 	made, _ := image(t, 16*mib, "-c 4096", func(dir string) error { return makeSpecials(dir) })
 	if err := os.Rename(made, path); err != nil {
