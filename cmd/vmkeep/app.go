@@ -34,7 +34,7 @@ type app struct {
 	noBars  bool
 
 	mu   sync.Mutex
-	hard []func() // what a second interrupt does
+	hard []func() // ends the plugins, for a second interrupt
 }
 
 // Exit codes, as restic's.
@@ -53,26 +53,44 @@ type partial struct{ code int }
 
 func (p partial) Error() string { return fmt.Sprintf("exit code %d", p.code) }
 
+// errCutShort is the end after a second interrupt, whatever the command itself still reports about it.
+var errCutShort = &plugin.Error{Code: plugin.CodeCancelled, Summary: "stopped at once, before the cleanup ended",
+	Remedy: "\"vmkeep recover\", and the next backup, will remove what is left on vSphere: snapshots, attached disks, half-made machines"}
+
 func (a *app) run(args []string) int {
-	ctx, stop := a.interruptible()
-	defer stop()
+	in := a.awaitInterrupts()
+	defer in.stop()
 	root := a.root()
 	root.SetArgs(args)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return exitOK
-	}
-	var p partial
-	if errors.As(err, &p) {
-		return p.code
+	ended := make(chan error, 1)
+	go func() { ended <- root.ExecuteContext(in.ctx) }()
+	var err error
+	select {
+	case err = <-ended:
+	case <-in.second: // the command's own error can only be that its plugin was ended
+		a.endPlugins()
+		err = errCutShort
 	}
 	code := exitCode(err)
-	a.fail(err, code)
+	var p partial
+	told := errors.As(err, &p)
+	if told {
+		code = p.code
+	}
+	if err != nil && in.ctx.Err() != nil {
+		code = exitInterrupted
+	}
+	if err != nil && !told {
+		a.fail(err, code)
+	}
 	return code
 }
 
-// exitCode is the exit code for an error.
+// exitCode is the exit code for an error, or for none.
 func exitCode(err error) int {
+	if err == nil {
+		return exitOK
+	}
 	switch plugin.CodeOf(err) {
 	case plugin.CodeNoRepository:
 		return exitNoRepository
@@ -123,36 +141,49 @@ func spell(e plugin.Error) string {
 	return b.String()
 }
 
-// interruptible is a context that the first SIGINT or SIGTERM cancels. The second ends the plugin at once.
-func (a *app) interruptible() (context.Context, func()) {
+// interrupts are SIGINT and SIGTERM.
+type interrupts struct {
+	ctx    context.Context // ends at the first
+	second <-chan struct{} // closed at the second
+	stop   func()          // heeds no more of them
+}
+
+func (a *app) awaitInterrupts() interrupts {
 	ctx, cancel := context.WithCancel(context.Background())
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	done := make(chan struct{})
+	done, second := make(chan struct{}), make(chan struct{})
+	next := func() bool {
+		select {
+		case <-done:
+			return false
+		case <-signals:
+			return true
+		}
+	}
 	go func() {
-		for n := 0; ; n++ {
-			select {
-			case <-done:
-				return
-			case <-signals:
-			}
-			if n == 0 {
-				a.note("interrupted: cleaning up; interrupt again to stop at once and leave the rest to \"vmkeep recover\"")
-				cancel()
-				continue
-			}
-			a.mu.Lock()
-			for _, fn := range a.hard {
-				fn()
-			}
-			a.mu.Unlock()
-			os.Exit(exitInterrupted)
+		if !next() {
+			return
+		}
+		a.note("interrupted: cleaning up; interrupt again to stop at once and leave the rest to \"vmkeep recover\"")
+		cancel()
+		if next() {
+			close(second)
 		}
 	}()
-	return ctx, func() {
+	return interrupts{ctx: ctx, second: second, stop: func() {
 		signal.Stop(signals)
 		close(done)
 		cancel()
+	}}
+}
+
+// endPlugins kills what this program has started.
+func (a *app) endPlugins() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, kill := range a.hard {
+		kill()
 	}
 }
 

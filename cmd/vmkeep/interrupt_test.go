@@ -49,7 +49,8 @@ func TestInterrupts(t *testing.T) {
 	b.signal()
 	b.await("interrupted: cleaning up")
 	b.signal()
-	if code, out := b.end(); code != exitInterrupted {
+	if code, out := b.end(); code != exitInterrupted || !strings.Contains(out, `"vmkeep recover", and the next backup, will remove`) ||
+		strings.Contains(out, "the plugin ended") {
 		t.Errorf("two interrupts: exit code %d\n%s", code, out)
 	}
 	if n := l.Machine("web").SnapshotCount(); n != 1 {
