@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
+	"strings"
 
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -123,23 +125,32 @@ func (v *VM) WithNewDisk(ctx context.Context, spec DiskSpec, fn func(context.Con
 	if err != nil {
 		return Disk{}, err
 	}
+	if spec.Operation == nil {
+		return Disk{}, &Error{Kind: ErrInvalid, Summary: "no operation is given for the disk", Remedy: "begin one with Journal.Begin"}
+	}
+	vm, err := v.read(ctx, "config.files.vmPathName")
+	if err != nil {
+		return Disk{}, err
+	}
+	home := vm.Config.Files.VmPathName
 	if spec.Datastore == "" {
-		vm, err := v.read(ctx, "config.files.vmPathName")
-		if err != nil {
-			return Disk{}, err
-		}
-		spec.Datastore = datastoreOf(vm.Config.Files.VmPathName)
+		spec.Datastore = datastoreOf(home)
 	}
 	now := disksOf(devices)
-	e := entry{Kind: EntryDisk, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Name: name, Action: "delete"}
+	e := entry{Kind: EntryDisk, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Name: name, Action: "delete",
+		Object: ownFile(spec, name, home, now)}
 	for _, d := range now {
 		e.Before = append(e.Before, d.Path)
 		if d.Name == name {
 			e.Old = &oldDisk{Path: d.Path, Mode: d.Mode}
 		}
 	}
+	backing := newBacking(spec.Datastore, string(types.VirtualDiskModePersistent), spec.Provision)
+	if e.Object != "" {
+		backing.FileName = e.Object
+	}
 	dev := &types.VirtualDisk{
-		VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit, Backing: newBacking(spec.Datastore, string(types.VirtualDiskModePersistent), spec.Provision)},
+		VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit, Backing: backing},
 		CapacityInKB:  spec.Capacity >> 10, CapacityInBytes: spec.Capacity,
 	}
 	var made Disk
@@ -148,6 +159,22 @@ func (v *VM) WithNewDisk(ctx context.Context, spec DiskSpec, fn func(context.Con
 		return fn(ctx, d)
 	})
 	return made, err
+}
+
+// ownFile names the file of a new disk, so that the journal knows it before it exists: in the directory that the
+// machine has on the datastore. Empty where it has none there; vSphere makes one then, and names the file.
+func ownFile(spec DiskSpec, place, home string, disks []Disk) string {
+	files := []string{home}
+	for _, d := range disks {
+		files = append(files, d.Base)
+	}
+	for _, f := range files {
+		if dir := path.Dir(f); datastoreOf(f) == spec.Datastore && dir != "." {
+			_, name, _ := strings.Cut(dir, "] ")
+			return fmt.Sprintf("%s/%s-%s-%s.vmdk", dir, path.Base(name), spec.Operation.id, place)
+		}
+	}
+	return ""
 }
 
 // WithAttached attaches an existing disk, named by its datastore path, for the time of fn, as HotAdd does: independent
@@ -208,7 +235,7 @@ func (v *VM) withDisk(ctx context.Context, op *Operation, e entry, dev *types.Vi
 		return err
 	}
 	for _, d := range disksOf(devices) {
-		if d.Name != e.Name || e.foreign(d) {
+		if d.Name != e.Name || e.foreign(d) || e.Object != "" && !e.is(d) {
 			continue
 		}
 		if err := x.note(d.Path); err != nil {
@@ -236,14 +263,40 @@ func (x *effect) current() entry {
 // foreign reports whether a disk was there before the side effect.
 func (e entry) foreign(d Disk) bool { return slices.Contains(e.Before, d.Path) }
 
-// undoDisk takes an attached disk back: by its path when that is known, else by the place that was free before. A
-// machine that is gone has no disk.
+// is reports whether a disk is the file that the side effect attached. A nonpersistent disk of a running machine has a
+// redo log on top; its base is what was attached.
+func (e entry) is(d Disk) bool { return d.Path == e.Object || d.Base == e.Object }
+
+// errWhose says that a disk may be the one that was made, or another's: it is left alone.
+var errWhose = errors.New("nobody knows whose it is")
+
+// ours reports whether a disk of the machine is the one that the side effect attached. Other disks are never touched,
+// also not one that somebody put at the same place since. A machine that backs itself up has the attached file below
+// its own disk as well, so what is only detached has to hang where it was hung.
+func (e entry) ours(d Disk) (bool, error) {
+	switch {
+	case e.foreign(d):
+		return false, nil
+	case e.Object != "":
+		return e.is(d) && (e.Action == "delete" || d.Name == e.Name), nil
+	case d.Name == e.Name:
+		// vSphere named the file, and the process died before it wrote the name down.
+		return false, fmt.Errorf("the disk %s at %s appeared while one was attached there: %w", d.Path, d.Name, errWhose)
+	}
+	return false, nil
+}
+
+// undoDisk takes an attached disk back, by its file. A machine that is gone has no disk.
 func (v *VM) undoDisk(ctx context.Context, e entry) error {
 	return v.c.insist(ctx, func() error { return v.undoDiskOnce(ctx, e) })
 }
 
 func (v *VM) undoDiskOnce(ctx context.Context, e entry) error {
-	devices, err := v.hardwareNow(ctx)
+	err := v.c.quiet(ctx, v.ref(), "reconfig") // an attachment whose answer was lost may still be coming
+	var devices []types.BaseVirtualDevice
+	if err == nil {
+		devices, err = v.hardwareNow(ctx)
+	}
 	if isNotFound(err) {
 		return nil
 	}
@@ -251,9 +304,11 @@ func (v *VM) undoDiskOnce(ctx context.Context, e entry) error {
 		return err
 	}
 	for _, d := range disksOf(devices) {
-		// A nonpersistent disk of a running machine has a redo log on top; its base is what was attached.
-		ours := e.Object != "" && (d.Path == e.Object || d.Base == e.Object) || d.Name == e.Name
-		if ours && !e.foreign(d) {
+		ours, err := e.ours(d)
+		if err != nil {
+			return err
+		}
+		if ours {
 			if err := v.detach(ctx, d.Path, e.Action == "delete"); err != nil {
 				return err
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -82,6 +83,124 @@ func TestReplacedDiskIsKept(t *testing.T) {
 	}
 	if !slices.Contains(w.lab.Links(), old.Path) {
 		t.Errorf("the old disk's file is gone: %v", w.lab.Links())
+	}
+}
+
+// dies leaves in the journal what an attachment leaves whose process died: at is what it knew of the file.
+func (w *world) dies(v *VM, place, at, action string) {
+	w.Helper()
+	op, err := w.j.Begin("", "repo1")
+	must(w, err)
+	e := entry{Kind: EntryDisk, Server: w.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Name: place, Object: at, Action: action}
+	for _, d := range w.state(v).Disks {
+		e.Before = append(e.Before, d.Path)
+	}
+	_, err = op.announce(e)
+	must(w, err)
+	if err := op.End(); !errors.Is(err, ErrLeftover) {
+		w.Fatal(err)
+	}
+}
+
+// newDisk attaches an empty disk as somebody else would.
+func (w *world) newDisk(v *VM, place string) string {
+	w.Helper()
+	d, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Place: place, Capacity: mib}, func(context.Context, Disk) error { return nil })
+	must(w, err)
+	return d.Path
+}
+
+// An attachment dies, and somebody puts a disk of his own at that place. A recovery may take back only what it knows to
+// be its own, and never deletes another's file.
+func TestRecoverySparesDisksOfOthers(t *testing.T) {
+	for _, c := range []struct {
+		name, at, action string
+		kept             int
+	}{
+		{"never made", "[ds1] web/web-dead-scsi0-3.vmdk", "delete", 0},
+		{"hot-added", "[ds1] other/other.vmdk", "detach", 0},
+		{"file unknown", "", "delete", 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := start(t, machines("web"))
+			v := w.find("web")
+			w.dies(v, "scsi0-3", c.at, c.action)
+			theirs := w.newDisk(v, "scsi0-3")
+			before := w.paths("web")
+			report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+			must(t, err)
+			if len(report.Failed) > 0 || len(report.Kept) != c.kept {
+				t.Errorf("%+v", report)
+			}
+			if now := w.paths("web"); !slices.Equal(now, before) || !slices.Contains(w.lab.Links(), theirs) {
+				t.Errorf("disks %v, were %v; files %v", now, before, w.lab.Links())
+			}
+			// What could not be told is settled once the place is free.
+			must(t, v.detach(w.ctx, theirs, false))
+			report, err = w.c.Recover(w.ctx, w.j, RecoverOptions{})
+			must(t, err)
+			if len(report.Failed)+len(report.Kept) > 0 || len(report.Undone) != c.kept {
+				t.Errorf("then %+v", report)
+			}
+		})
+	}
+}
+
+// An attachment dies, and the user runs it again, at the same place. The disk of the first run goes; the second's stays.
+func TestRecoverySparesTheSecondTry(t *testing.T) {
+	w := start(t, machines("web"))
+	v := w.find("web")
+	first := "[ds1] web/web-first-scsi0-3.vmdk"
+	w.dies(v, "scsi0-3", first, "delete")
+	devices, err := v.hardwareNow(w.ctx)
+	must(t, err)
+	_, key, unit, err := v.choosePlace(devices, "scsi0-3", false)
+	must(t, err)
+	backing := newBacking("ds1", string(types.VirtualDiskModePersistent), ProvisionThin)
+	backing.FileName = first
+	must(t, v.reconfigure(w.ctx, "attach", types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{&types.VirtualDeviceConfigSpec{
+		Operation: types.VirtualDeviceConfigSpecOperationAdd, FileOperation: types.VirtualDeviceConfigSpecFileOperationCreate,
+		Device: &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit, Backing: backing}, CapacityInBytes: mib, CapacityInKB: mib >> 10}}}}))
+
+	second, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: w.begin(), Place: "scsi0-3", Replace: true, Capacity: mib}, func(context.Context, Disk) error { return nil })
+	must(t, err)
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Failed)+len(report.Kept) > 0 || len(report.Undone) != 1 {
+		t.Errorf("%+v", report)
+	}
+	if now := w.paths("web"); len(now) != 2 || now[1] != "scsi0-3 "+second.Path {
+		t.Errorf("disks %v", now)
+	}
+}
+
+// The answer to an attachment is lost while its task still runs: undoing waits for it.
+func TestLateAttachmentIsUndone(t *testing.T) {
+	w := start(t, machines("web", "proxy"))
+	web := w.find("web").Machine().Disks[0].Path
+	for name, attach := range map[string]func(v *VM, op *Operation) error{
+		"new": func(v *VM, op *Operation) error {
+			_, err := v.WithNewDisk(w.ctx, DiskSpec{Operation: op, Capacity: mib}, func(context.Context, Disk) error { return nil })
+			return err
+		},
+		"existing": func(v *VM, op *Operation) error {
+			return v.WithAttached(w.ctx, op, web, func(context.Context, Disk) error { return nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			v := w.find("proxy")
+			before := w.paths("proxy")
+			must(t, w.lab.Machine("proxy").SetFaults(lab.MachineFaults{TaskDelay: map[string]time.Duration{"reconfigVm": 300 * time.Millisecond}}))
+			w.lab.Inject(lab.Fault{Method: "ReconfigVM_Task", Do: lab.LoseAnswer()})
+			if err := attach(v, w.begin()); err == nil {
+				t.Error("no error")
+			}
+			w.lab.ClearFaults()
+			must(t, w.lab.Machine("proxy").Idle(w.ctx))
+			if now := w.paths("proxy"); !slices.Equal(now, before) {
+				t.Errorf("disks %v, were %v", now, before)
+			}
+		})
 	}
 }
 

@@ -177,6 +177,7 @@ type Operation struct {
 	id         string
 	repository string
 	name       string
+	begun      time.Time // known of those taken over
 
 	mu   sync.Mutex
 	f    *os.File // nil: ended
@@ -374,7 +375,7 @@ func (o *Operation) replay(r io.Reader) (int64, error) {
 		good += int64(len(line))
 		switch e.Line {
 		case "begin":
-			o.repository = e.Repository
+			o.repository, o.begun = e.Repository, e.Time
 		case "do":
 			o.open[e.N] = e
 			o.n = max(o.n, e.N)

@@ -74,6 +74,7 @@ const (
 	keepOther   = "another installation made it"
 	keepServer  = "it is on another server"
 	keepUnknown = "the journal does not know it"
+	keepWhose   = "whether vmkeep made it cannot be told: detach it if nobody misses it"
 )
 
 func leftoverOf(o *Operation, e entry) Leftover {
@@ -93,6 +94,9 @@ func (c *Client) Recover(ctx context.Context, j *Journal, opts RecoverOptions) (
 	var report RecoverReport
 	dead, live, err := j.claim()
 	errs := []error{err}
+	// Backwards: a disk of a snapshot that hangs at a proxy has an operation of its own, which began later, and the
+	// snapshot cannot go before it.
+	slices.SortStableFunc(dead, func(a, b *Operation) int { return b.begun.Compare(a.begun) })
 	for _, o := range dead {
 		errs = append(errs, c.undoOperation(ctx, o, &report))
 	}
@@ -123,7 +127,13 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, report *Recove
 			continue
 		}
 		vm := c.VM(Machine{ID: x.e.Machine, Path: x.e.Path})
-		if err := c.undo(ctx, vm, x.e, o.id, x.e.Object); err != nil {
+		err := c.undo(ctx, vm, x.e, o.id, x.e.Object)
+		if errors.Is(err, errWhose) {
+			l.Keep = keepWhose
+			report.Kept = append(report.Kept, l)
+			continue
+		}
+		if err != nil {
 			report.Failed = append(report.Failed, FailedLeftover{l, err})
 			continue
 		}
@@ -148,7 +158,8 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 			return nil
 		}
 		if err == nil {
-			err = vm.removeSnapshots(ctx, func(s SnapshotInfo) bool { return s.Operation == operation })
+			// By its id too: somebody may have given it another name or description.
+			err = vm.removeSnapshots(ctx, func(s SnapshotInfo) bool { return s.Operation == operation || s.ID == object })
 		}
 		if err != nil {
 			return err

@@ -207,6 +207,68 @@ func TestHunterFindsOursWithoutTheJournal(t *testing.T) {
 	w.clean("web")
 }
 
+// The admin gives our snapshot a name of his own. The journal knows it by its id.
+func TestRenamedSnapshotIsRecovered(t *testing.T) {
+	w := start(t, machines("web"))
+	op, err := w.j.Begin("", "repo1")
+	must(t, err)
+	v := w.find("web")
+	x, err := op.announce(entry{Kind: EntrySnapshot, Server: w.c.about.InstanceUUID, Machine: v.ID(), Object: op.snapshotName()})
+	must(t, err)
+	task, err := object.NewVirtualMachine(w.c.vim, v.ref()).CreateSnapshot(w.ctx, "before the upgrade", "do not touch", false, false)
+	must(t, err)
+	info, err := task.WaitForResult(w.ctx)
+	must(t, err)
+	must(t, x.note(info.Result.(types.ManagedObjectReference).Value))
+	_ = op.End()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Undone) != 1 {
+		t.Errorf("%+v", report)
+	}
+	w.clean("web")
+}
+
+// A hot-added disk hangs at the proxy when the process dies. Its operation began after the snapshot's, and is undone
+// before: a snapshot whose disk is in use cannot be removed.
+func TestRecoveryGoesBackwards(t *testing.T) {
+	w := start(t, machines("web", "proxy"))
+	v, proxy := w.find("web"), w.find("proxy")
+	before := w.paths("proxy")
+	begin := func(id string, e entry) *effect {
+		op, err := w.j.Begin(id, "repo1")
+		must(t, err)
+		e.Server = w.c.about.InstanceUUID
+		x, err := op.announce(e)
+		must(t, err)
+		return x
+	}
+	x := begin("a-snapshot", entry{Kind: EntrySnapshot, Machine: v.ID(), Object: "vmkeep-a-snapshot"})
+	task, err := object.NewVirtualMachine(w.c.vim, v.ref()).CreateSnapshot(w.ctx, x.o.snapshotName(), x.o.mark(), false, false)
+	must(t, err)
+	must(t, task.Wait(w.ctx))
+	path := v.Machine().Disks[0].Path
+	y := begin("b-hotadd", entry{Kind: EntryDisk, Machine: proxy.ID(), Name: "scsi0-5", Object: path, Action: "detach"})
+	devices, err := proxy.hardwareNow(w.ctx)
+	must(t, err)
+	_, key, unit, err := proxy.choosePlace(devices, "scsi0-5", false)
+	must(t, err)
+	must(t, proxy.reconfigure(w.ctx, "attach", types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{&types.VirtualDeviceConfigSpec{
+		Operation: types.VirtualDeviceConfigSpecOperationAdd, Device: &types.VirtualDisk{VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: key, UnitNumber: &unit,
+			Backing: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: path},
+				DiskMode: string(types.VirtualDiskModeIndependent_nonpersistent)}}}}}}))
+	_, _ = x.o.End(), y.o.End()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Undone) != 2 || report.Undone[0].Kind != EntryDisk || report.Undone[1].Kind != EntrySnapshot {
+		t.Errorf("%+v", report)
+	}
+	w.clean("web", "proxy")
+	if now := w.paths("proxy"); !slices.Equal(now, before) {
+		t.Errorf("disks of the proxy %v", now)
+	}
+}
+
 func TestHunterRespectsOthers(t *testing.T) {
 	w := start(t, machines("web"))
 	w.orphan(w.journal(), "web")

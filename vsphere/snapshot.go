@@ -448,7 +448,7 @@ const cleanupTries = 6
 func (c *Client) insist(ctx context.Context, step func() error) error {
 	for attempt := 0; ; attempt++ {
 		err := step()
-		hopeless := errors.Is(err, ErrPermission) || errors.Is(err, ErrLogin) || errors.Is(err, ErrClosed) || errors.Is(err, ErrLicense)
+		hopeless := errors.Is(err, ErrPermission) || errors.Is(err, ErrLogin) || errors.Is(err, ErrClosed) || errors.Is(err, ErrLicense) || errors.Is(err, errWhose)
 		if err == nil || isNotFound(err) || hopeless || ctx.Err() != nil || attempt == cleanupTries {
 			return err
 		}
