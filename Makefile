@@ -62,8 +62,8 @@ soak: build ## back up and restore many changing machines under faults for long:
 	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 30m -run TestSoak ./vddk/nfc
 
 .PHONY: mutants
-mutants: tools ## damage guest file systems 10,000 times each and demand errors instead of panics
-	VMKEEP_MUTANTS=3400 $(GO) test -count=1 -timeout 60m -run TestDamagedImages ./vddk/mount
+mutants: tools ## damage each guest file system, volume manager and partition table 10,000 times; demand errors within 256 MiB
+	VMKEEP_MUTANTS=10000 $(GO) test -count=1 -v -timeout 3h -run TestDamage ./vddk/mount/...
 
 .PHONY: fuzz
 fuzz: ## run every fuzzer for FUZZTIME (20s)

@@ -75,31 +75,39 @@ func (b *Breeder) Mutant(n uint64) *Mutant {
 			p = bytes.Clone(b.image[s*sectorLen : (s+1)*sectorLen])
 			m.patches[s] = p
 		}
-		at := rnd.IntN(sectorLen)
-		switch rnd.IntN(6) {
-		case 0:
-			p[at] ^= 1 << rnd.IntN(8)
-		case 1:
-			p[at] = byte(rnd.Uint32())
-		case 2: // a number at its limit
-			fill := []byte{0, 0xff, 0x7f, 0x80}[rnd.IntN(4)]
-			for k := at; k < min(at+1<<rnd.IntN(4), sectorLen); k++ {
-				p[k] = fill
-			}
-		case 3: // a number that is a little different
-			p[at] += byte(rnd.IntN(5)) - 2
-		case 4: // another sector's bytes
+		if rnd.IntN(6) == 0 { // another sector's bytes
 			o := b.sectors[rnd.IntN(len(b.sectors))]
+			at := rnd.IntN(sectorLen)
 			n := 1 + rnd.IntN(sectorLen-at)
 			copy(p[at:at+n], b.image[o*sectorLen:])
-		case 5:
-			n := 1 + rnd.IntN(min(32, sectorLen-at))
-			for k := at; k < at+n; k++ {
-				p[k] = byte(rnd.Uint32())
-			}
+			continue
 		}
+		Spoil(rnd, p)
 	}
 	return m
+}
+
+// Spoil damages one place of p, which is not empty.
+func Spoil(rnd *rand.Rand, p []byte) {
+	at := rnd.IntN(len(p))
+	switch rnd.IntN(5) {
+	case 0:
+		p[at] ^= 1 << rnd.IntN(8)
+	case 1:
+		p[at] = byte(rnd.Uint32())
+	case 2: // a number at its limit
+		fill := []byte{0, 0xff, 0x7f, 0x80}[rnd.IntN(4)]
+		for k := at; k < min(at+1<<rnd.IntN(4), len(p)); k++ {
+			p[k] = fill
+		}
+	case 3: // a number that is a little different
+		p[at] += byte(rnd.IntN(5)) - 2
+	case 4:
+		n := 1 + rnd.IntN(min(32, len(p)-at))
+		for k := at; k < at+n; k++ {
+			p[k] = byte(rnd.Uint32())
+		}
+	}
 }
 
 // Patched is an undamaged mutant, for [Mutant.Patch].
