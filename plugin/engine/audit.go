@@ -13,10 +13,12 @@ import (
 )
 
 // auditNote remembers, in the state directory, which disks of a machine an audit found to differ from their point.
-// The next backup reads them in full, which heals the points to come, and clears the note.
+// The next backup reads them in full, which heals the points to come. What change tracking forgot before stays
+// forgotten: from a point that is older than the healing it is never asked again.
 type auditNote struct {
-	file  string
-	Disks map[string]time.Time `json:"disks"` // uuid -> when
+	file   string
+	Disks  map[string]time.Time `json:"disks"`            // uuid -> when the difference was found
+	Healed map[string]time.Time `json:"healed,omitempty"` // uuid -> when the point that healed it was begun, by the server's clock
 }
 
 // audit loads the note of the machine with the given instanceUuid; it may be empty.
@@ -25,7 +27,7 @@ func (c *connections) audit(instance string) (*auditNote, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &auditNote{file: filepath.Join(dir, "audit", safeName(instance)+".json"), Disks: map[string]time.Time{}}
+	n := &auditNote{file: filepath.Join(dir, "audit", safeName(instance)+".json"), Disks: map[string]time.Time{}, Healed: map[string]time.Time{}}
 	b, err := os.ReadFile(n.file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, nil
@@ -39,7 +41,18 @@ func (c *connections) audit(instance string) (*auditNote, error) {
 	return n, nil
 }
 
-func (n *auditNote) suspects() []string { return slices.Sorted(maps.Keys(n.Disks)) }
+// suspects are the uuids of the disks whose change tracking is not to be asked for what changed since a point that was
+// begun at since, sorted.
+func (n *auditNote) suspects(since time.Time) []string {
+	out := slices.Collect(maps.Keys(n.Disks))
+	for uuid, healed := range n.Healed {
+		if _, twice := n.Disks[uuid]; !twice && since.Before(healed) {
+			out = append(out, uuid)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
 
 // add notes disks, durably.
 func (n *auditNote) add(uuids []string, at time.Time) error {
@@ -49,17 +62,17 @@ func (n *auditNote) add(uuids []string, at time.Time) error {
 	return n.save()
 }
 
-// clear strikes disks that were read in full since.
-func (n *auditNote) clear(uuids []string) error {
-	before := len(n.Disks)
+// heal notes that disks were read in full by the point that was begun at.
+func (n *auditNote) heal(uuids []string, at time.Time) error {
+	healed := false
 	for _, u := range uuids {
-		delete(n.Disks, u)
+		if _, ok := n.Disks[u]; ok {
+			delete(n.Disks, u)
+			n.Healed[u], healed = at, true
+		}
 	}
-	if len(n.Disks) == before {
+	if !healed {
 		return nil
-	}
-	if len(n.Disks) == 0 {
-		return os.Remove(n.file)
 	}
 	return n.save()
 }

@@ -207,7 +207,9 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	j.facts.suspects = audit.suspects()
+	if prev != nil && prev.manifest != nil {
+		j.facts.suspects = audit.suspects(prev.manifest.begun())
+	}
 	if j.manifest.Begun, err = b.vc.Now(ctx); err != nil {
 		return nil, err
 	}
@@ -230,8 +232,8 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := audit.clear(j.healedDisks()); err != nil {
-		j.warn(warning(plugin.CodeFile, "the audit's note could not be cleared: the next backup is full again", err.Error(), "check the state directory"))
+	if err := audit.heal(j.healedDisks(), j.manifest.begun()); err != nil {
+		j.warn(warning(plugin.CodeFile, "the audit's note could not be changed: the next backup is full again", err.Error(), "check the state directory"))
 	}
 	point.ID = id.String()
 	point.Repository = b.repo.ID()
@@ -354,12 +356,7 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 		m.Restored += " restoring " + half
 		j.warn(warning(plugin.CodeDegraded, "a restore into this machine was interrupted: its disks are neither old nor new", "of point "+half, "run the restore again"))
 	}
-	for _, t := range st.SnapshotTree {
-		if t.Operation == "" {
-			m.Snapshots = append(m.Snapshots, t.ID)
-		}
-	}
-	slices.Sort(m.Snapshots)
+	m.Snapshots = foreignSnapshots(st)
 	for _, n := range st.NICs {
 		j.manifest.Networks = append(j.manifest.Networks, manifestNIC(n))
 	}
@@ -372,10 +369,22 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 	return nil
 }
 
+// foreignSnapshots are the ids of the machine's snapshots that are not ours, sorted.
+func foreignSnapshots(st *vsphere.State) []string {
+	var out []string
+	for _, t := range st.SnapshotTree {
+		if t.Operation == "" {
+			out = append(out, t.ID)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
 // look completes what has to be known of the machine before change ids are trusted. It comes after the snapshot: what
 // happens to the machine from now on is not in this point.
 func (j *machineBackup) look(ctx context.Context, vm *vsphere.VM, prev *loadedPoint) (err error) {
-	j.facts.restored, j.facts.snapshots = j.manifest.Machine.Restored, j.manifest.Machine.Snapshots
+	j.facts.restored, j.facts.snapshots, j.facts.attached = j.manifest.Machine.Restored, j.manifest.Machine.Snapshots, attachedDisks(j.manifest.Config)
 	if prev == nil || prev.manifest == nil || j.run.req.Full {
 		return nil
 	}

@@ -185,3 +185,11 @@ func tagValue(tags []string, prefix string) string {
 	}
 	return ""
 }
+
+// begun is when the point was begun, by the server's clock; points of older versions tell only when it was taken.
+func (m *manifest) begun() time.Time {
+	if m.Begun.IsZero() {
+		return m.Time
+	}
+	return m.Begun
+}

@@ -1,14 +1,11 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
@@ -116,11 +113,15 @@ func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan)
 	if err != nil {
 		return err
 	}
-	_, st, err := j.target(ctx, vc)
+	vm, err := j.target(ctx, vc)
 	if errors.Is(err, vsphere.ErrNotFound) || errors.Is(err, vsphere.ErrAmbiguous) {
 		problem(out, err)
 		return nil
 	}
+	if err != nil {
+		return err
+	}
+	st, err := vm.State(ctx)
 	if err != nil {
 		return err
 	}
@@ -131,7 +132,7 @@ func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan)
 		out.Steps = append(out.Steps, "power off "+st.Path)
 	}
 	if j.req.Mode == plugin.RestoreAttach {
-		if err := j.planAttach(ctx, vc, st, out); err != nil {
+		if err := j.planAttach(ctx, &machineTarget{vc: vc, vm: vm, state: st}, out); err != nil {
 			return err
 		}
 	} else {
@@ -144,16 +145,16 @@ func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan)
 }
 
 func (j *restoreJob) planOverwrite(st *vsphere.State, out *plugin.RestorePlan) {
-	pairs, problems := j.pairs(st)
-	out.Notes = append(out.Notes, j.report.Notes...)
-	for _, p := range problems {
+	found := j.pair(st)
+	out.Notes = append(out.Notes, found.notes...)
+	for _, p := range found.problems {
 		problem(out, p)
 	}
 	if extraConfig(st.ConfigInfo, restoringKey) != "" {
 		out.Notes = append(out.Notes, plugin.Diagnostic{Severity: plugin.SeverityWarning, Summary: "an earlier restore of the machine was interrupted", Object: st.Path,
 			Detail: "change tracking is not believed, its disks are compared by content", Remedy: "run this restore to complete it"})
 	}
-	for _, p := range pairs {
+	for _, p := range found.pairs {
 		if j.req.Mode == plugin.RestoreRollback {
 			out.Steps = append(out.Steps, fmt.Sprintf("find what differs on %s (%s) from the point, by change tracking or by content, and overwrite it", p.disk.Name, p.disk.Path))
 		} else {
@@ -164,35 +165,4 @@ func (j *restoreJob) planOverwrite(st *vsphere.State, out *plugin.RestorePlan) {
 	if j.req.Mode == plugin.RestoreRollback {
 		out.Write = -1
 	}
-}
-
-func (j *restoreJob) planAttach(ctx context.Context, vc *vsphere.Client, st *vsphere.State, out *plugin.RestorePlan) error {
-	stores, err := vc.Datastores(ctx)
-	if err != nil {
-		return err
-	}
-	var names []string
-	for _, s := range stores {
-		names = append(names, s.Name)
-	}
-	for _, d := range j.disks {
-		spec := j.diskSpec(d, st)
-		i := slices.IndexFunc(stores, func(s vsphere.Datastore) bool { return s.Name == spec.Datastore })
-		switch {
-		case spec.Datastore != "" && i < 0:
-			problem(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: fmt.Sprintf("no datastore %q", spec.Datastore), Object: d.Name, Remedy: "choose among " + strings.Join(names, ", ")})
-		case i >= 0 && stores[i].Free < d.Capacity && spec.Provision != vsphere.ProvisionThin:
-			problem(out, &plugin.Error{Code: plugin.CodeSpace, Summary: "the datastore has too little space", Object: spec.Datastore, Detail: fmt.Sprintf("%d bytes are free, the disk has %d", stores[i].Free, d.Capacity),
-				Remedy: "choose another, or thin provisioning"})
-		}
-		step := fmt.Sprintf("make a disk of %d bytes at %s and fill it with %s", d.Capacity, cmp.Or(spec.Place, "the next free position"), d.Name)
-		if spec.Replace {
-			if at := slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == strings.Replace(spec.Place, ":", "-", 1) }); at >= 0 {
-				step += fmt.Sprintf("; the disk that is there is detached, its file %s stays", st.Disks[at].Path)
-			}
-		}
-		out.Steps = append(out.Steps, step)
-		out.Write += d.Capacity
-	}
-	return nil
 }

@@ -1,12 +1,12 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
+	"time"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/plugin"
@@ -25,35 +25,66 @@ const restoringKey = "vmkeep.restoring"
 
 // inPlace overwrites the disks of the machine: all bytes, or for a rollback those that differ.
 func (j *restoreJob) inPlace(ctx context.Context) error {
-	return j.onMachine(ctx, func(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, op *vsphere.Operation) error {
-		st, err := vm.State(ctx)
-		if err != nil {
-			return err
-		}
-		pairs, problems := j.pairs(st)
-		if len(problems) > 0 {
+	check := func(_ context.Context, t *machineTarget) error {
+		if problems := j.pair(t.state).problems; len(problems) > 0 {
 			return problems[0]
 		}
+		return nil
+	}
+	return j.onMachine(ctx, check, func(ctx context.Context, t *machineTarget) error {
 		var tracked map[string]tracking
 		if j.req.Mode == plugin.RestoreRollback {
-			if tracked, err = j.askTracking(ctx, vm, op, st, pairs); err != nil {
+			var err error
+			if tracked, err = j.findChanges(ctx, t, j.pair(t.state).pairs); err != nil {
+				return err
+			}
+			// The snapshot is gone, and may have left the disks on other files than those that were paired.
+			if err := t.look(ctx, j, check); err != nil {
 				return err
 			}
 		}
-		if err := vm.SetExtra(ctx, map[string]string{restoringKey: j.point.snapshot.ID.String()}); err != nil {
+		found := j.pair(t.state)
+		for _, n := range found.notes {
+			j.note(n)
+		}
+		t.touched = true
+		if err := t.vm.SetExtra(ctx, map[string]string{restoringKey: j.point.snapshot.ID.String()}); err != nil {
 			return err
 		}
-		for _, p := range pairs {
-			if err := j.overwrite(ctx, vc, vm, p, tracked[p.saved.Name]); err != nil {
+		for _, p := range found.pairs {
+			if err := j.overwrite(ctx, t, p, tracked[p.saved.Name]); err != nil {
 				return fmt.Errorf("disk %s: %w", p.saved.Name, err)
 			}
 		}
-		return vm.SetExtra(ctx, map[string]string{restoringKey: "", restoredKey: j.op.id})
+		return t.vm.SetExtra(ctx, map[string]string{restoringKey: "", restoredKey: j.op.id})
 	})
 }
 
-// onMachine finds the machine to write to, makes sure that it is off and has no snapshots, and runs fn with a journal.
-func (j *restoreJob) onMachine(ctx context.Context, fn func(context.Context, *vsphere.Client, *vsphere.VM, *vsphere.Operation) error) error {
+// machineTarget is the existing machine that a restore writes to.
+type machineTarget struct {
+	vc      *vsphere.Client
+	vm      *vsphere.VM
+	op      *vsphere.Operation
+	state   *vsphere.State
+	touched bool // it is not what it was before
+}
+
+// look reads the machine's state anew and says why it cannot be written to: for reasons of the mode, and of every mode.
+func (t *machineTarget) look(ctx context.Context, j *restoreJob, check func(context.Context, *machineTarget) error) error {
+	st, err := t.vm.State(ctx)
+	if err != nil {
+		return err
+	}
+	t.state = st
+	if problems := j.unsuitable(st); len(problems) > 0 {
+		return problems[0]
+	}
+	return check(ctx, t)
+}
+
+// onMachine finds the machine to write to, makes sure that it can be written to before anything is done to it, that it
+// is off, and runs fn with a journal. A machine that was switched off and could not be written to runs again.
+func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, *machineTarget) error, fn func(context.Context, *machineTarget) error) (err error) {
 	vc, err := j.op.conn.vsphere(ctx)
 	if err != nil {
 		return err
@@ -62,59 +93,81 @@ func (j *restoreJob) onMachine(ctx context.Context, fn func(context.Context, *vs
 	if err != nil {
 		return err
 	}
-	vm, st, err := j.target(ctx, vc)
-	if err != nil {
+	t := &machineTarget{vc: vc}
+	if t.vm, err = j.target(ctx, vc); err != nil {
 		return err
 	}
-	if problems := j.unsuitable(st); len(problems) > 0 {
-		return problems[0]
+	if err := t.look(ctx, j, check); err != nil {
+		return err
 	}
-	if st.Power != vsphere.PoweredOff {
-		j.scope.phase("power off")
-		if err := vm.PowerOff(ctx); err != nil {
+	if t.state.Power != vsphere.PoweredOff {
+		was := t.state.Power
+		if err := j.powerOff(ctx, t); err != nil {
+			return err
+		}
+		defer func() {
+			if err != nil && !t.touched && was == vsphere.PoweredOn {
+				err = errors.Join(err, t.vm.PowerOn(context.WithoutCancel(ctx)))
+			}
+		}()
+		if err := t.look(ctx, j, check); err != nil {
 			return err
 		}
 	}
-	operation, err := journal.Begin("", j.repo.ID())
-	if err != nil {
+	if t.op, err = journal.Begin("", j.repo.ID()); err != nil {
 		return err
 	}
 	defer func() {
-		if err := operation.End(); err != nil {
+		if err := t.op.End(); err != nil {
 			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run `vmkeep recover`"))
 		}
 	}()
-	j.report.Machine, j.report.MachineID = st.Path, vm.ID()
-	if err := fn(ctx, vc, vm, operation); err != nil {
+	j.report.Machine, j.report.MachineID = t.state.Path, t.vm.ID()
+	if err := fn(ctx, t); err != nil {
 		return err
 	}
 	if j.req.PowerOn {
 		j.scope.phase("power on")
-		return vm.PowerOn(ctx)
+		return t.vm.PowerOn(ctx)
 	}
 	return nil
 }
 
+// shutdownTime is how long a guest may take to shut down before its machine is switched off.
+const shutdownTime = 5 * time.Minute
+
+// powerOff stops the machine: its guest shuts down where VMware Tools can ask it to, so that disks that are not written
+// to are whole; else the machine is switched off.
+func (j *restoreJob) powerOff(ctx context.Context, t *machineTarget) error {
+	j.scope.phase("power off")
+	if t.state.Power == vsphere.PoweredOn && t.state.ToolsRunning {
+		polite, cancel := context.WithTimeout(ctx, shutdownTime)
+		err := t.vm.Shutdown(polite)
+		cancel()
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		j.note(warning(plugin.CodeDegraded, "the guest did not shut down: its machine is switched off", err.Error(), "look at the file systems of disks that are not restored"))
+	}
+	return t.vm.PowerOff(ctx)
+}
+
 // target finds the machine to write to: the one that was asked for, or the point's own.
-func (j *restoreJob) target(ctx context.Context, vc *vsphere.Client) (*vsphere.VM, *vsphere.State, error) {
-	want := j.req.Target.Machine
-	if want == "" {
-		want = j.point.manifest.Machine.InstanceUUID
-	}
-	vm, err := vc.Find(ctx, want)
-	if err != nil {
-		return nil, nil, err
-	}
-	st, err := vm.State(ctx)
-	return vm, st, err
+func (j *restoreJob) target(ctx context.Context, vc *vsphere.Client) (*vsphere.VM, error) {
+	return vc.Find(ctx, cmp.Or(j.req.Target.Machine, j.point.manifest.Machine.InstanceUUID))
 }
 
 // unsuitable says why the machine's disks cannot be written to as it is.
 func (j *restoreJob) unsuitable(st *vsphere.State) []*plugin.Error {
 	var out []*plugin.Error
-	if len(st.SnapshotTree) > 0 {
-		out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has snapshots", Object: st.Name,
-			Detail: fmt.Sprintf("%d, the first is %q: its disks are what the snapshots are made of", len(st.SnapshotTree), st.SnapshotTree[0].Name), Remedy: "remove them, or restore to a new machine"})
+	if j.req.Mode != plugin.RestoreAttach { // a new disk is nothing that snapshots know
+		if len(st.SnapshotTree) > 0 {
+			out = append(out, hasSnapshots(st))
+		}
+		if st.Consolidate {
+			out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine's disks need consolidation", Object: st.Name,
+				Detail: "they run on what a removed snapshot left behind", Remedy: "consolidate them in vSphere first"})
+		}
 	}
 	if st.Power != vsphere.PoweredOff && !j.req.PowerOff {
 		out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine is not powered off", Object: st.Name, Detail: string(st.Power),
@@ -123,112 +176,15 @@ func (j *restoreJob) unsuitable(st *vsphere.State) []*plugin.Error {
 	return out
 }
 
-// diskPair is a disk of the point and the disk of the machine that it goes to.
-type diskPair struct {
-	saved manifestDisk
-	disk  vsphere.Disk
-}
-
-// pairs finds the machine's disk for each disk of the point: the one with the same uuid, else the one at the same place.
-func (j *restoreJob) pairs(st *vsphere.State) ([]diskPair, []*plugin.Error) {
-	var out []diskPair
-	var problems []*plugin.Error
-	for _, d := range j.disks {
-		i := slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.UUID == d.UUID && d.UUID != "" })
-		if i < 0 {
-			i = slices.IndexFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name })
-		}
-		if i < 0 {
-			problems = append(problems, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has no such disk", Object: d.Name, Detail: st.Name + " has " + diskNames(st.Disks),
-				Remedy: "attach the disk instead (mode attach), or choose among the disks that exist"})
-			continue
-		}
-		x := st.Disks[i]
-		if x.Capacity < d.Capacity {
-			problems = append(problems, tooSmall(x, d))
-			continue
-		}
-		if x.Unprotected != "" && x.Sharing != "" && x.Sharing != "sharingNone" {
-			problems = append(problems, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "other machines may write to the disk", Object: x.Name, Detail: x.Unprotected,
-				Remedy: "restore to a new machine"})
-			continue
-		}
-		if x.Capacity > d.Capacity {
-			j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Code: plugin.CodeTargetUnsuitable, Summary: "the machine's disk is larger than the point's", Object: x.Name,
-				Detail: fmt.Sprintf("%d bytes at its end stay as they are", x.Capacity-d.Capacity)})
-		}
-		out = append(out, diskPair{d, x})
-	}
-	return out, problems
-}
-
-func tooSmall(to vsphere.Disk, d manifestDisk) *plugin.Error {
-	return &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the target disk is too small", Object: to.Path,
-		Detail: fmt.Sprintf("%d bytes, the point's disk has %d", to.Capacity, d.Capacity), Remedy: "restore to a disk of at least the same size"}
-}
-
-func diskNames(disks []vsphere.Disk) string {
-	var names []string
-	for _, d := range disks {
-		names = append(names, d.Name)
-	}
-	return strings.Join(names, ", ")
-}
-
-// tracking is what change tracking says of a disk since the point.
-type tracking struct {
-	changed extent.Set
-	usable  bool
-	reason  string // why it is used or not
-}
-
-// askTracking takes a snapshot of the machine, which is off, to ask what changed since the point, and removes it.
-func (j *restoreJob) askTracking(ctx context.Context, vm *vsphere.VM, op *vsphere.Operation, st *vsphere.State, pairs []diskPair) (map[string]tracking, error) {
-	out := map[string]tracking{}
-	if mark := extraConfig(st.ConfigInfo, restoringKey); mark != "" {
-		for _, p := range pairs {
-			out[p.saved.Name] = tracking{reason: "an earlier restore was interrupted"}
-		}
-		return out, nil
-	}
-	machine := machineFacts{restored: restoredMark(st.ConfigInfo), snapshots: j.point.manifest.Machine.Snapshots}
-	var err error
-	if machine.reverts, err = revertsSince(ctx, vm, j.point.manifest); err != nil {
-		return nil, err
-	}
-	_, err = vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: op, Phase: j.scope.phase,
-		Quiesce: vsphere.Quiesce{Best: vsphere.LevelCrash, Worst: vsphere.LevelCrash}}, func(ctx context.Context, s *vsphere.Snapshot) error {
-		for _, p := range pairs {
-			i := slices.IndexFunc(s.Disks(), func(x vsphere.Disk) bool { return x.Key == p.disk.Key })
-			if i < 0 {
-				out[p.saved.Name] = tracking{reason: "the snapshot does not hold the disk"}
-				continue
-			}
-			d := s.Disks()[i]
-			v := judge(diskFacts{name: d.Name, uuid: d.UUID, capacity: d.Capacity, changeID: string(d.ChangeID), chain: chainOf(d)}, machine, j.point.manifest)
-			if v.since == "" {
-				out[p.saved.Name] = tracking{reason: v.reason}
-				continue
-			}
-			changed, err := s.Changed(ctx, d, vsphere.ChangeID(v.since))
-			switch {
-			case err == nil:
-				out[p.saved.Name] = tracking{changed: changed, usable: true, reason: v.reason}
-			case errors.Is(err, vsphere.ErrChangeTracking):
-				out[p.saved.Name] = tracking{reason: err.Error()}
-			default:
-				return err
-			}
-		}
-		return nil
-	})
-	return out, err
+func hasSnapshots(st *vsphere.State) *plugin.Error {
+	return &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine has snapshots", Object: st.Name,
+		Detail: fmt.Sprintf("%d, the first is %q: its disks are what the snapshots are made of", len(st.SnapshotTree), st.SnapshotTree[0].Name), Remedy: "remove them, or restore to a new machine"}
 }
 
 // overwrite writes one disk: all of it, or what differs.
-func (j *restoreJob) overwrite(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, p diskPair, known tracking) (err error) {
-	spec := vddk.Spec{VM: vm.ID(), Key: p.disk.Key, Path: p.disk.Path, Capacity: p.disk.Capacity, Write: true}
-	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(vc), func(name string, err error) {
+func (j *restoreJob) overwrite(ctx context.Context, t *machineTarget, p diskPair, known tracking) (err error) {
+	spec := vddk.Spec{VM: t.vm.ID(), Key: p.disk.Key, Path: p.disk.Path, Capacity: p.disk.Capacity, Write: true}
+	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(t.vc), func(name string, err error) {
 		j.scope.on(p.saved.Name).tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})
 	if err != nil {
@@ -276,40 +232,4 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 	found, err := w.differing(ctx, disk, func(extent.Extent) bool { return false })
 	j.report.Stats.Read += m.read.Load()
 	return found.Align(vddk.SectorSize, d.Capacity), err
-}
-
-// attach makes new disks of the point's disks in an existing machine. Disks that are there stay, or are detached with
-// their files kept where a position was asked for that is taken.
-func (j *restoreJob) attach(ctx context.Context) error {
-	return j.onMachine(ctx, func(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, op *vsphere.Operation) error {
-		for _, d := range j.disks {
-			st, err := vm.State(ctx)
-			if err != nil {
-				return err
-			}
-			spec := j.diskSpec(d, st)
-			spec.Operation = op
-			made, err := vm.WithNewDisk(ctx, spec, func(ctx context.Context, to vsphere.Disk) error { return j.fillDisk(ctx, vc, vm, d, to) })
-			if err != nil {
-				return fmt.Errorf("disk %s: %w", d.Name, err)
-			}
-			j.scope.on(d.Name).info("", "attached as "+made.Name, made.Path)
-		}
-		return nil
-	})
-}
-
-// diskSpec is the disk that is to be made for a disk of the point: at the position that was asked for, else at its own
-// where that is free, else at the next free one.
-func (j *restoreJob) diskSpec(d manifestDisk, st *vsphere.State) vsphere.DiskSpec {
-	spec := vsphere.DiskSpec{Capacity: d.Capacity, Provision: vsphere.Provisioning(j.req.Target.Provisioning), Datastore: j.req.Target.Datastore}
-	if on := j.req.Target.Datastores[d.Name]; on != "" {
-		spec.Datastore = on
-	}
-	if place := j.req.Target.Positions[d.Name]; place != "" {
-		spec.Place, spec.Replace = place, true
-	} else if !slices.ContainsFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name }) {
-		spec.Place = d.Name
-	}
-	return spec
 }

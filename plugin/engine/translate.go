@@ -56,6 +56,14 @@ const restoredKey = "vmkeep.restored"
 // restoredMark reads restoredKey out of a saved ConfigInfo; empty when the machine was never restored.
 func restoredMark(config json.RawMessage) string { return extraConfig(config, restoredKey) }
 
+// attachedKey is the entry of a machine's ExtraConfig that lists the uuids of the disks that restores attached to it.
+const attachedKey = "vmkeep.attached"
+
+// attachedDisks reads attachedKey out of a saved ConfigInfo.
+func attachedDisks(config json.RawMessage) []string {
+	return strings.FieldsFunc(extraConfig(config, attachedKey), func(r rune) bool { return r == ',' })
+}
+
 // extraConfig reads an entry of the extra configuration out of a saved ConfigInfo; empty when there is none.
 func extraConfig(config json.RawMessage, key string) string {
 	var c struct {

@@ -42,7 +42,8 @@ type diskFacts struct {
 // machineFacts is what vSphere says of the machine now.
 type machineFacts struct {
 	restored  string
-	snapshots []string
+	attached  []string // uuids of disks that a restore attached
+	snapshots []string // ids of snapshots that are not ours, sorted
 	suspects  []string // uuids of disks that an audit found to differ
 	reverts   string   // why the machine may have gone back to a snapshot since the previous point; empty: it did not
 }
@@ -51,11 +52,7 @@ type machineFacts struct {
 // or nothing. Change ids do not tell: after a revert they go on from the snapshot's, and one from before is accepted
 // and answered with too little as soon as the sequence has caught up.
 func revertsSince(ctx context.Context, vm *vsphere.VM, point *manifest) (string, error) {
-	since := point.Begun
-	if since.IsZero() {
-		since = point.Time
-	}
-	yes, err := vm.Reverted(ctx, since)
+	yes, err := vm.Reverted(ctx, point.begun())
 	switch {
 	case err == nil && yes:
 		return reasonReverted, nil
@@ -80,19 +77,25 @@ type verdict struct {
 // would give.
 func judge(now diskFacts, machine machineFacts, prev *manifest) verdict {
 	full := func(reason string) verdict { return verdict{reason: reason} }
-	if prev == nil {
+	switch {
+	case prev == nil && machine.restored != "":
+		return full(reasonRestored)
+	case prev == nil:
 		return full(reasonFirst)
+	case machine.restored != prev.Machine.Restored:
+		return full(reasonRestored)
 	}
 	i := slices.IndexFunc(prev.Disks, func(d manifestDisk) bool { return d.UUID == now.uuid && d.UUID != "" })
-	if i < 0 || prev.Disks[i].Skipped != "" {
+	switch {
+	case i < 0 && now.uuid != "" && slices.Contains(machine.attached, now.uuid):
+		return full(reasonRestored)
+	case i < 0 || prev.Disks[i].Skipped != "":
 		return full(reasonNewDisk)
 	}
 	old := &prev.Disks[i]
 	switch {
 	case slices.Contains(machine.suspects, now.uuid):
 		return full(reasonSuspect)
-	case machine.restored != prev.Machine.Restored:
-		return full(reasonRestored)
 	case old.Capacity != now.capacity:
 		return full(reasonCapacity)
 	case now.changeID == "":

@@ -22,6 +22,13 @@ func TestTrust(t *testing.T) {
 		{"disk was skipped", func(_ *diskFacts, _ *machineFacts, p *manifest) { p.Disks[0].Skipped = "independent" }, reasonNewDisk},
 		{"audit found a lie", func(d *diskFacts, m *machineFacts, _ *manifest) { m.suspects = []string{d.uuid} }, reasonSuspect},
 		{"restored since", func(_ *diskFacts, m *machineFacts, _ *manifest) { m.restored = "op" }, reasonRestored},
+		{"disk attached by a restore", func(d *diskFacts, m *machineFacts, _ *manifest) {
+			d.uuid, m.attached = "u2", []string{"u2"}
+		}, reasonRestored},
+		{"restored under the same identity, with disks of its own", func(d *diskFacts, m *machineFacts, _ *manifest) {
+			d.uuid, m.restored = "u2", "op"
+		}, reasonRestored},
+		{"disk that a restore attached before the previous point", func(d *diskFacts, m *machineFacts, _ *manifest) { m.attached = []string{d.uuid} }, reasonTracked},
 		{"grown", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.capacity *= 2 }, reasonCapacity},
 		{"tracking off", func(d *diskFacts, _ *machineFacts, _ *manifest) { d.changeID = "" }, reasonNotTracked},
 		{"tracking was off", func(_ *diskFacts, _ *machineFacts, p *manifest) { p.Disks[0].ChangeID = "" }, reasonNoPrevID},
@@ -52,5 +59,8 @@ func TestTrust(t *testing.T) {
 	}
 	if v := judge(diskFacts{}, machineFacts{}, nil); v.reason != reasonFirst || v.since != "" {
 		t.Errorf("no previous point: %+v", v)
+	}
+	if v := judge(diskFacts{}, machineFacts{restored: "op"}, nil); v.reason != reasonRestored || v.since != "" {
+		t.Errorf("restored as a new machine: %+v", v)
 	}
 }

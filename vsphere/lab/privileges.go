@@ -71,7 +71,7 @@ func privilegeOf(m *simulator.Method) []string {
 		}
 	case "PowerOnVM_Task":
 		return []string{"VirtualMachine.Interact.PowerOn"}
-	case "PowerOffVM_Task":
+	case "PowerOffVM_Task", "ShutdownGuest":
 		return []string{"VirtualMachine.Interact.PowerOff"}
 	case "SuspendVM_Task":
 		return []string{"VirtualMachine.Interact.Suspend"}
