@@ -252,7 +252,11 @@ func (s *session) store(j *job, scratch *[2][]byte) error {
 	stored := j.data
 	b := restic.Blob{BlobHandle: j.handle}
 	if r.config.Version >= 2 && len(j.data) > 0 && (j.handle.Type == restic.TreeBlob || !r.zstd.Off()) {
-		scratch[0] = r.zstd.Compress(scratch[0][:0], j.data)
+		compress := r.zstd.Compress
+		if j.handle.Type == restic.DataBlob {
+			compress = r.zstd.CompressChunk
+		}
+		scratch[0] = compress(scratch[0][:0], j.data)
 		if len(scratch[0]) < len(j.data) {
 			stored, b.Uncompressed = scratch[0], uint32(len(j.data))
 		}

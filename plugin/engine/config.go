@@ -49,7 +49,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "repository.environment", Type: "map", Doc: "RESTIC_* and AWS_* variables for the storage service", Sensitive: true},
 		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},
 		{Path: "repository.cacheDir", Type: "string", Doc: "directory for a cache of trees and indexes"},
-		{Path: "repository.compression", Type: "string", Doc: "auto, off, fastest, better or max", Default: "auto"},
+		{Path: "repository.compression", Type: "string", Doc: "auto (fast where that costs little space), off, fastest, better or max", Default: "auto"},
 		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB, 4 to 128", Default: "16"},
 		{Path: "repository.limitUpload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.limitDownload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},

@@ -11,7 +11,8 @@ import (
 // Compression says how hard to compress. The texts are restic's RESTIC_COMPRESSION values.
 type Compression string
 
-// The levels. Auto is restic's default.
+// The levels. Auto, the default, weighs time against size for each chunk: see [Zstd.CompressChunk]. Restic's own auto is
+// what everything but chunks gets, and better and max are restic's too.
 const (
 	CompressionAuto    Compression = "auto"
 	CompressionOff     Compression = "off"
@@ -23,11 +24,28 @@ const (
 // zstdWindow is the window restic writes with, in bytes. Readers built on libzstd hold one window per stream.
 const zstdWindow = 512 << 10
 
+// Chunks are tried on a sample: sampleSize bytes from the middle. What restic's level would save of the fast level's output
+// must be more than 1/worthwhile to be worth its time, which is 1.7 times the fast level's.
+//
+// Measured in stored bytes beside restic's level, and in time of compressing, by this rule and with every chunk fast:
+//
+//	/usr of Debian, 1.5 GiB      1.037 in 0.76 of the time    1.057 in 0.59
+//	/usr/share, 300 MiB          1.019 in 0.74                1.023 in 0.62
+//	Go's module cache, 300 MiB   1.010 in 0.76                1.010 in 0.68
+//	database pages, 100 MiB      0.949 in 0.45                0.949 in 0.43
+//
+// Samples of 32 KiB, or of two pieces, choose no better.
+const (
+	sampleSize = 16 << 10
+	worthwhile = 18
+)
+
 // Zstd compresses and decompresses blobs and files. Its methods may be called concurrently.
 type Zstd struct {
-	off bool
-	enc *zstd.Encoder
-	dec *zstd.Decoder
+	off  bool
+	enc  *zstd.Encoder
+	fast *zstd.Encoder // nil unless chunks may be compressed by it
+	dec  *zstd.Decoder
 }
 
 // NewZstd makes a codec for a level; the empty level is auto.
@@ -45,18 +63,32 @@ func NewZstd(level Compression) (*Zstd, error) {
 	default:
 		return nil, fmt.Errorf("compression %q is none of auto, off, fastest, better, max", level)
 	}
+	z := &Zstd{off: level == CompressionOff}
+	var err error
+	if z.enc, err = newEncoder(l); err != nil {
+		return nil, err
+	}
+	if l == zstd.SpeedDefault {
+		if z.fast, err = newEncoder(zstd.SpeedFastest); err != nil {
+			return nil, err
+		}
+	}
+	// The limit to the destination's capacity is what stops a bomb: nothing is decoded that was not announced.
+	z.dec, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)),
+		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxWindow(64<<20), zstd.WithDecoderMaxMemory(MaxPackSize))
+	if err != nil {
+		return nil, fmt.Errorf("zstd: %w", err)
+	}
+	return z, nil
+}
+
+func newEncoder(l zstd.EncoderLevel) (*zstd.Encoder, error) {
 	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(l), zstd.WithEncoderCRC(false),
 		zstd.WithWindowSize(zstdWindow), zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)))
 	if err != nil {
 		return nil, fmt.Errorf("zstd: %w", err)
 	}
-	// The limit to the destination's capacity is what stops a bomb: nothing is decoded that was not announced.
-	dec, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)),
-		zstd.WithDecodeAllCapLimit(true), zstd.WithDecoderMaxWindow(64<<20), zstd.WithDecoderMaxMemory(MaxPackSize))
-	if err != nil {
-		return nil, fmt.Errorf("zstd: %w", err)
-	}
-	return &Zstd{off: level == CompressionOff, enc: enc, dec: dec}, nil
+	return enc, nil
 }
 
 // Off reports whether data is to be stored uncompressed. Trees and files are compressed all the same.
@@ -64,6 +96,26 @@ func (z *Zstd) Off() bool { return z.off }
 
 // Compress appends one frame that holds data.
 func (z *Zstd) Compress(dst, data []byte) []byte { return z.enc.EncodeAll(data, dst) }
+
+// CompressChunk appends one frame that holds a chunk. At the level auto it takes restic's level where a sample tells that it
+// saves more than an eighteenth, and the fast level elsewhere; the choice depends on nothing but the chunk.
+func (z *Zstd) CompressChunk(dst, chunk []byte) []byte {
+	if z.fast != nil && z.fastDoes(dst, chunk) {
+		return z.fast.EncodeAll(chunk, dst)
+	}
+	return z.enc.EncodeAll(chunk, dst)
+}
+
+// fastDoes compresses a sample in both ways, into scratch's spare capacity.
+func (z *Zstd) fastDoes(scratch, chunk []byte) bool {
+	sample := chunk
+	if spare := len(chunk) - sampleSize; spare > 0 {
+		sample = chunk[spare/2:][:sampleSize]
+	}
+	fast := len(z.fast.EncodeAll(sample, scratch)) - len(scratch)
+	better := len(z.enc.EncodeAll(sample, scratch)) - len(scratch)
+	return fast-better <= fast/worthwhile
+}
 
 // Decompress decodes a frame of exactly len(dst) bytes of content into dst.
 func (z *Zstd) Decompress(dst, frame []byte) error {
@@ -80,6 +132,9 @@ func (z *Zstd) Decompress(dst, frame []byte) error {
 // Close frees the codec's goroutines and memory.
 func (z *Zstd) Close() {
 	z.enc.Close()
+	if z.fast != nil {
+		z.fast.Close()
+	}
 	z.dec.Close()
 }
 
