@@ -117,6 +117,48 @@ func (c *client) Forget(ctx context.Context, r ForgetRequest) (ForgetReport, err
 	return from[ForgetReport](a.GetReport()), err
 }
 
+func (c *client) Stats(ctx context.Context) (Statistics, error) {
+	a, err := ask(ctx, c.named("stats"), c.rpc.Stats, &pb.StatsRequest{})
+	return from[Statistics](a.GetStatistics()), err
+}
+
+func (c *client) Unlock(ctx context.Context, r UnlockRequest) (UnlockReport, error) {
+	q, err := request[*pb.UnlockRequest](r)
+	if err != nil {
+		return UnlockReport{}, err
+	}
+	a, err := ask(ctx, c.named("unlock"), c.rpc.Unlock, q)
+	return from[UnlockReport](a.GetReport()), err
+}
+
+func (c *client) Keys(ctx context.Context) ([]Key, error) {
+	a, err := ask(ctx, c.named("list keys"), c.rpc.Keys, &pb.KeysRequest{})
+	return fromAll[Key](a.GetKeys()), err
+}
+
+func (c *client) AddKey(ctx context.Context, r KeyRequest) (Key, error) {
+	q, err := request[*pb.NewKey](r)
+	if err != nil {
+		return Key{}, err
+	}
+	a, err := ask(ctx, c.named("add a key"), c.rpc.AddKey, &pb.AddKeyRequest{Key: q})
+	return from[Key](a.GetKey()), err
+}
+
+func (c *client) RemoveKey(ctx context.Context, id string) error {
+	_, err := ask(ctx, c.named("remove a key"), c.rpc.RemoveKey, &pb.RemoveKeyRequest{Id: id})
+	return err
+}
+
+func (c *client) ChangePassword(ctx context.Context, r KeyRequest) (Key, error) {
+	q, err := request[*pb.NewKey](r)
+	if err != nil {
+		return Key{}, err
+	}
+	a, err := ask(ctx, c.named("change the password"), c.rpc.ChangePassword, &pb.ChangePasswordRequest{Key: q})
+	return from[Key](a.GetKey()), err
+}
+
 func (c *client) Doctor(ctx context.Context) ([]Finding, error) {
 	a, err := ask(ctx, c.named("doctor"), c.rpc.Doctor, &pb.DoctorRequest{})
 	return fromAll[Finding](a.GetFindings()), err
@@ -223,6 +265,24 @@ func (c *client) Prune(ctx context.Context, r PruneRequest, emit func(Event)) (P
 	}
 	report, err := operation[*pb.PruneReport](ctx, c.named("prune"), emit, with(c.rpc.Prune, q))
 	return from[PruneReport](report), err
+}
+
+func (c *client) RepairIndex(ctx context.Context, r RepairIndexRequest, emit func(Event)) (RepairIndexReport, error) {
+	q, err := request[*pb.RepairIndexRequest](r)
+	if err != nil {
+		return RepairIndexReport{}, err
+	}
+	report, err := operation[*pb.RepairIndexReport](ctx, c.named("repair the index"), emit, with(c.rpc.RepairIndex, q))
+	return from[RepairIndexReport](report), err
+}
+
+func (c *client) RepairPoints(ctx context.Context, r RepairPointsRequest, emit func(Event)) (RepairPointsReport, error) {
+	q, err := request[*pb.RepairPointsRequest](r)
+	if err != nil {
+		return RepairPointsReport{}, err
+	}
+	report, err := operation[*pb.RepairPointsReport](ctx, c.named("repair points"), emit, with(c.rpc.RepairPoints, q))
+	return from[RepairPointsReport](report), err
 }
 
 func (c *client) Recover(ctx context.Context, emit func(Event)) (RecoverReport, error) {

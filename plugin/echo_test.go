@@ -98,6 +98,33 @@ func (e *echo) Prune(ctx context.Context, r plugin.PruneRequest, emit func(plugi
 	e.operate(emit)
 	return reply[plugin.PruneReport](ctx, e, "Prune", r)
 }
+func (e *echo) RepairIndex(ctx context.Context, r plugin.RepairIndexRequest, emit func(plugin.Event)) (plugin.RepairIndexReport, error) {
+	e.operate(emit)
+	return reply[plugin.RepairIndexReport](ctx, e, "RepairIndex", r)
+}
+func (e *echo) RepairPoints(ctx context.Context, r plugin.RepairPointsRequest, emit func(plugin.Event)) (plugin.RepairPointsReport, error) {
+	e.operate(emit)
+	return reply[plugin.RepairPointsReport](ctx, e, "RepairPoints", r)
+}
+func (e *echo) Stats(ctx context.Context) (plugin.Statistics, error) {
+	return reply[plugin.Statistics](ctx, e, "Stats", nil)
+}
+func (e *echo) Unlock(ctx context.Context, r plugin.UnlockRequest) (plugin.UnlockReport, error) {
+	return reply[plugin.UnlockReport](ctx, e, "Unlock", r)
+}
+func (e *echo) Keys(ctx context.Context) ([]plugin.Key, error) {
+	return reply[[]plugin.Key](ctx, e, "Keys", nil)
+}
+func (e *echo) AddKey(ctx context.Context, r plugin.KeyRequest) (plugin.Key, error) {
+	return reply[plugin.Key](ctx, e, "AddKey", r)
+}
+func (e *echo) RemoveKey(ctx context.Context, id string) error {
+	_, err := reply[any](ctx, e, "RemoveKey", id)
+	return err
+}
+func (e *echo) ChangePassword(ctx context.Context, r plugin.KeyRequest) (plugin.Key, error) {
+	return reply[plugin.Key](ctx, e, "ChangePassword", r)
+}
 func (e *echo) Recover(ctx context.Context, emit func(plugin.Event)) (plugin.RecoverReport, error) {
 	e.operate(emit)
 	return reply[plugin.RecoverReport](ctx, e, "Recover", nil)

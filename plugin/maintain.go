@@ -48,12 +48,15 @@ type DiskDifference struct {
 	Ranges []ByteRange
 }
 
-// ForgetRequest is a retention policy, with restic's meaning. Zero counts keep nothing by that rule.
+// ForgetRequest is a retention policy, with restic's meaning. Zero counts keep nothing by that rule, -1 keeps all.
+// Each of KeepTags is a list of tags, separated by commas, all of which a point must have to be kept.
 type ForgetRequest struct {
 	Machines                                     []string
 	IDs                                          []string // exactly these points, without a policy
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
 	Within                                       string // restic's duration: 1y5m7d2h
+	WithinHourly, WithinDaily, WithinWeekly      string
+	WithinMonthly, WithinYearly                  string
 	KeepTags                                     []string
 	DryRun                                       bool
 }
@@ -74,7 +77,9 @@ type KeptPoint struct {
 type PruneRequest struct {
 	MaxUnused string // "5%", a size, or "unlimited"; empty: 5%
 	MaxRepack string // a size; empty: no bound
-	DryRun    bool
+	// RepackSmall repacks packs below the size that new ones get, RepackUncompressed those that are not compressed.
+	RepackSmall, RepackUncompressed bool
+	DryRun                          bool
 }
 
 // PruneReport is the plan that was, or would be, carried out.

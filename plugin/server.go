@@ -92,6 +92,48 @@ func (s *server) Forget(ctx context.Context, r *pb.ForgetRequest) (*pb.ForgetRes
 	return &pb.ForgetResponse{Report: to[*pb.ForgetReport](report), Error: e}, nil
 }
 
+func (s *server) Stats(ctx context.Context, _ *pb.StatsRequest) (*pb.StatsResponse, error) {
+	stats, e := answer(ctx, s, s.svc.Stats)
+	return &pb.StatsResponse{Statistics: to[*pb.Statistics](stats), Error: e}, nil
+}
+
+func (s *server) Unlock(ctx context.Context, r *pb.UnlockRequest) (*pb.UnlockResponse, error) {
+	q, err := received[UnlockRequest](r)
+	if err != nil {
+		return &pb.UnlockResponse{Error: diagnostic(err)}, nil
+	}
+	report, e := answerTo(ctx, s, q, s.svc.Unlock)
+	return &pb.UnlockResponse{Report: to[*pb.UnlockReport](report), Error: e}, nil
+}
+
+func (s *server) Keys(ctx context.Context, _ *pb.KeysRequest) (*pb.KeysResponse, error) {
+	keys, e := answer(ctx, s, s.svc.Keys)
+	return &pb.KeysResponse{Keys: toAll[*pb.Key](keys), Error: e}, nil
+}
+
+func (s *server) AddKey(ctx context.Context, r *pb.AddKeyRequest) (*pb.AddKeyResponse, error) {
+	q, err := received[KeyRequest](r.GetKey())
+	if err != nil {
+		return &pb.AddKeyResponse{Error: diagnostic(err)}, nil
+	}
+	key, e := answerTo(ctx, s, q, s.svc.AddKey)
+	return &pb.AddKeyResponse{Key: to[*pb.Key](key), Error: e}, nil
+}
+
+func (s *server) RemoveKey(ctx context.Context, r *pb.RemoveKeyRequest) (*pb.RemoveKeyResponse, error) {
+	err := s.calls.run(ctx, func(ctx context.Context) error { return s.svc.RemoveKey(ctx, r.GetId()) })
+	return &pb.RemoveKeyResponse{Error: diagnostic(err)}, nil
+}
+
+func (s *server) ChangePassword(ctx context.Context, r *pb.ChangePasswordRequest) (*pb.ChangePasswordResponse, error) {
+	q, err := received[KeyRequest](r.GetKey())
+	if err != nil {
+		return &pb.ChangePasswordResponse{Error: diagnostic(err)}, nil
+	}
+	key, e := answerTo(ctx, s, q, s.svc.ChangePassword)
+	return &pb.ChangePasswordResponse{Key: to[*pb.Key](key), Error: e}, nil
+}
+
 func (s *server) Doctor(ctx context.Context, _ *pb.DoctorRequest) (*pb.DoctorResponse, error) {
 	findings, e := answer(ctx, s, s.svc.Doctor)
 	return &pb.DoctorResponse{Findings: toAll[*pb.Finding](findings), Error: e}, nil

@@ -166,6 +166,30 @@ func (s *server) Prune(r *pb.PruneRequest, st grpc.ServerStreamingServer[pb.Prun
 		}})
 }
 
+func (s *server) RepairIndex(r *pb.RepairIndexRequest, st grpc.ServerStreamingServer[pb.RepairIndexResponse]) error {
+	q, err := received[RepairIndexRequest](r)
+	if err != nil {
+		return st.Send(&pb.RepairIndexResponse{Error: diagnostic(err), Report: &pb.RepairIndexReport{}})
+	}
+	return operate(s, st, asked(s.svc.RepairIndex, q), reply[RepairIndexReport, pb.RepairIndexResponse]{
+		func(e *pb.Event) *pb.RepairIndexResponse { return &pb.RepairIndexResponse{Event: e} },
+		func(r RepairIndexReport, e *pb.Diagnostic) *pb.RepairIndexResponse {
+			return &pb.RepairIndexResponse{Report: to[*pb.RepairIndexReport](r), Error: e}
+		}})
+}
+
+func (s *server) RepairPoints(r *pb.RepairPointsRequest, st grpc.ServerStreamingServer[pb.RepairPointsResponse]) error {
+	q, err := received[RepairPointsRequest](r)
+	if err != nil {
+		return st.Send(&pb.RepairPointsResponse{Error: diagnostic(err), Report: &pb.RepairPointsReport{}})
+	}
+	return operate(s, st, asked(s.svc.RepairPoints, q), reply[RepairPointsReport, pb.RepairPointsResponse]{
+		func(e *pb.Event) *pb.RepairPointsResponse { return &pb.RepairPointsResponse{Event: e} },
+		func(r RepairPointsReport, e *pb.Diagnostic) *pb.RepairPointsResponse {
+			return &pb.RepairPointsResponse{Report: to[*pb.RepairPointsReport](r), Error: e}
+		}})
+}
+
 func (s *server) Recover(_ *pb.RecoverRequest, st grpc.ServerStreamingServer[pb.RecoverResponse]) error {
 	return operate(s, st, s.svc.Recover, reply[RecoverReport, pb.RecoverResponse]{
 		func(e *pb.Event) *pb.RecoverResponse { return &pb.RecoverResponse{Event: e} },

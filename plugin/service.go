@@ -53,6 +53,21 @@ type Service interface {
 	Forget(ctx context.Context, r ForgetRequest) (ForgetReport, error)
 	Prune(ctx context.Context, r PruneRequest, emit func(Event)) (PruneReport, error)
 
+	// Stats tells what each machine's points take in the repository.
+	Stats(ctx context.Context) (Statistics, error)
+	// Unlock removes locks of the repository that dead processes left.
+	Unlock(ctx context.Context, r UnlockRequest) (UnlockReport, error)
+	// Keys lists the keys of the repository. AddKey makes one with another password, RemoveKey takes one away by its id or
+	// the beginning of it, and ChangePassword replaces the one in use: Configure anew afterwards.
+	Keys(ctx context.Context) ([]Key, error)
+	AddKey(ctx context.Context, r KeyRequest) (Key, error)
+	RemoveKey(ctx context.Context, id string) error
+	ChangePassword(ctx context.Context, r KeyRequest) (Key, error)
+	// RepairIndex makes the index say what the packs hold; RepairPoints gives points that lost chunks a replacement which
+	// restores, with zeros for what is lost.
+	RepairIndex(ctx context.Context, r RepairIndexRequest, emit func(Event)) (RepairIndexReport, error)
+	RepairPoints(ctx context.Context, r RepairPointsRequest, emit func(Event)) (RepairPointsReport, error)
+
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(ctx context.Context, r FileRequest, fn func(File) error) error
 	// ReadFile streams a guest file; holes are frames without data.
@@ -86,6 +101,7 @@ const (
 	CapabilityReadDisk    = "read-disk"
 	CapabilityFiles       = "files"
 	CapabilityVerify      = "verify"
+	CapabilityKeeping     = "keeping" // Stats, Unlock, keys and repair of the repository
 )
 
 // Repository identifies a repository.

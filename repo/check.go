@@ -103,8 +103,8 @@ func (c *CheckReport) OK() bool { return c.Errors() == 0 }
 
 // Remedies that several findings share.
 const (
-	remedyIndex     = "repair the index, then check again"
-	remedySnapshots = "other snapshots are not affected; back up again, which stores what is lost if the source still has it, or repair the snapshots"
+	remedyIndex     = "run `vmkeep repair index` (or restic's), then check again"
+	remedySnapshots = "other snapshots are not affected; back up again, which stores what is lost if the source still has it, or `vmkeep repair points` (restic: repair snapshots)"
 	remedyPrune     = "prune removes it"
 )
 

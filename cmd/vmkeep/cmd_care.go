@@ -2,11 +2,14 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/vmkeep/vmkeep/plugin"
 )
@@ -144,30 +147,37 @@ to each machine by itself. The space is freed by "vmkeep prune", or with --prune
 	var r plugin.ForgetRequest
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.IntVarP(&r.Last, "keep-last", "l", 0, "keep the last n points")
-	f.IntVarP(&r.Hourly, "keep-hourly", "H", 0, "keep the last n hourly points")
-	f.IntVarP(&r.Daily, "keep-daily", "d", 0, "keep the last n daily points")
-	f.IntVarP(&r.Weekly, "keep-weekly", "w", 0, "keep the last n weekly points")
-	f.IntVar(&r.Monthly, "keep-monthly", 0, "keep the last n monthly points")
-	f.IntVarP(&r.Yearly, "keep-yearly", "y", 0, "keep the last n yearly points")
+	for _, rule := range []struct {
+		name, short, kept string
+		into              *int
+	}{
+		{"keep-last", "l", "points", &r.Last}, {"keep-hourly", "H", "hourly points", &r.Hourly}, {"keep-daily", "d", "daily points", &r.Daily},
+		{"keep-weekly", "w", "weekly points", &r.Weekly}, {"keep-monthly", "", "monthly points", &r.Monthly}, {"keep-yearly", "y", "yearly points", &r.Yearly},
+	} {
+		f.VarP((*keepCount)(rule.into), rule.name, rule.short, "keep the last n "+rule.kept+"; \"unlimited\": all")
+	}
 	f.StringVar(&r.Within, "keep-within", "", "keep points newer than this before the latest: 1y5m7d2h")
-	f.StringSliceVar(&r.KeepTags, "keep-tag", nil, "keep points with these tags")
+	for _, rule := range []struct {
+		of   string
+		into *string
+	}{
+		{"hourly", &r.WithinHourly}, {"daily", &r.WithinDaily}, {"weekly", &r.WithinWeekly}, {"monthly", &r.WithinMonthly}, {"yearly", &r.WithinYearly},
+	} {
+		f.StringVar(rule.into, "keep-within-"+rule.of, "", "keep "+rule.of+" points newer than this before the latest")
+	}
+	f.StringArrayVar(&r.KeepTags, "keep-tag", nil, "keep points that have all of these tags, separated by commas (repeatable)")
 	f.StringSliceVarP(&r.Machines, "machine", "m", nil, "only points of these machines (globs)")
 	f.BoolVarP(&r.DryRun, "dry-run", "n", false, "only tell what would be removed")
 	prune := f.Bool("prune", false, "free the space afterwards")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r.IDs = args
-		policy := r.Last+r.Hourly+r.Daily+r.Weekly+r.Monthly+r.Yearly > 0 || r.Within != "" || len(r.KeepTags) > 0
+		policy := false
+		f.Visit(func(given *pflag.Flag) { policy = policy || strings.HasPrefix(given.Name, "keep-") })
 		switch {
 		case policy && len(args) > 0:
 			return wrongUse(cmd, "a policy and single points contradict each other")
 		case !policy && len(args) == 0:
 			return wrongUse(cmd, "no policy is given, and no point: nothing would be kept")
-		}
-		for _, n := range []int{r.Last, r.Hourly, r.Daily, r.Weekly, r.Monthly, r.Yearly} {
-			if n < 0 {
-				return wrongUse(cmd, "a policy keeps at least 0 points, not %d", n)
-			}
 		}
 		return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 			report, err := s.Forget(ctx, r)
@@ -182,6 +192,31 @@ to each machine by itself. The space is freed by "vmkeep prune", or with --prune
 		})
 	}
 	return cmd
+}
+
+// keepCount is how many points a rule keeps, in restic's spelling: a number, or "unlimited".
+type keepCount int
+
+func (k *keepCount) Type() string { return "n" }
+
+func (k *keepCount) String() string {
+	if *k == -1 {
+		return "unlimited"
+	}
+	return strconv.Itoa(int(*k))
+}
+
+func (k *keepCount) Set(s string) error {
+	if s == "unlimited" {
+		*k = -1
+		return nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		return errors.New("want a number of points, or unlimited")
+	}
+	*k = keepCount(n)
+	return nil
 }
 
 // forgetLine is one point in the JSON of a forget.
@@ -222,6 +257,8 @@ func (a *app) pruneCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&r.MaxUnused, "max-unused", "", "leave so much unused rather than repack: 5%, a size, or unlimited (default 5%)")
 	f.StringVar(&r.MaxRepack, "max-repack-size", "", "repack at most so much")
+	f.BoolVar(&r.RepackSmall, "repack-small", false, "repack packs below the size that new ones get")
+	f.BoolVar(&r.RepackUncompressed, "repack-uncompressed", false, "repack what is not compressed")
 	f.BoolVarP(&r.DryRun, "dry-run", "n", false, "only tell what would be done")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		return a.withPlugin(cmd, func(ctx context.Context, s session) error { return a.prune(ctx, s, r) })

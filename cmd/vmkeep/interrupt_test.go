@@ -24,7 +24,7 @@ func TestInterrupts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	h := home{t: t, dir: dir, lab: l}
+	h := home{t: t, dir: dir, lab: l, password: "geheim"}
 	if code, out := h.run("init"); code != 0 {
 		t.Fatal(out)
 	}
@@ -70,9 +70,10 @@ func TestInterrupts(t *testing.T) {
 
 // home is where vmkeep runs in a test.
 type home struct {
-	t   *testing.T
-	dir string
-	lab *lab.Lab
+	t        *testing.T
+	dir      string
+	lab      *lab.Lab // nil: no vSphere
+	password string   // of the repository
 }
 
 func (h home) command(args ...string) *exec.Cmd {
@@ -82,10 +83,12 @@ func (h home) command(args ...string) *exec.Cmd {
 		h.t.Fatal(err)
 	}
 	cmd := exec.Command(path, args...)
-	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir, "TMPDIR=" + h.dir, "RESTIC_REPOSITORY=" + filepath.Join(h.dir, "repo"), "RESTIC_PASSWORD=geheim",
+	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + h.dir, "TMPDIR=" + h.dir, "RESTIC_REPOSITORY=" + filepath.Join(h.dir, "repo"), "RESTIC_PASSWORD=" + h.password,
 		"VMKEEP_PLUGIN=" + filepath.Join(os.Getenv(programVariable), "vmkeep-plugin")}
-	for name, value := range labVariables(h.lab) {
-		cmd.Env = append(cmd.Env, name+"="+value)
+	if h.lab != nil {
+		for name, value := range labVariables(h.lab) {
+			cmd.Env = append(cmd.Env, name+"="+value)
+		}
 	}
 	return cmd
 }

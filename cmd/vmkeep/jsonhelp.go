@@ -17,6 +17,9 @@ RFC 3339 in UTC and absent when unknown. Standard error carries the log, and aft
                                       verify: operation, machines
                                       prune: packs_kept, packs_repacked, packs_removed, bytes_*, notes
                                       recover: undone, remaining
+                                      stats: repository, packs, pack_bytes, unused, total, machines
+                                      unlock: removed, remaining
+                                      repair index: changed, added_packs, lost_packs, salvaged_packs, lost_blobs, ...
                                       files get: directory, files, directories, links, bytes, skipped
                                       files diff: added, removed, changed, same
   initialized   init                  id, version, location
@@ -27,6 +30,8 @@ RFC 3339 in UTC and absent when unknown. Standard error carries the log, and aft
   file          files ls, files find  path, type, size, mode, uid, gid, mod_time, link, ...
   difference    files diff            path, change (added, removed or changed), what, before, after (files)
   forget        forget                action (keep or remove), reasons, point
+  key           key                   id, created, username, hostname, current, note
+  repaired      repair points         point, replacement, lost, damage
   finding       doctor                name, ok, detail, remedy
   setting       env                   name, value, origin, secret
   version       version               version, platform, protocol

@@ -76,7 +76,8 @@ General flags, which all commands have: see "vmkeep --help".{{end}}`).Replace(ro
 		}
 	}
 	group("daily", a.initCommand(), a.machinesCommand(), a.backupCommand(), a.pointsCommand(), a.restoreCommand(), a.filesCommand(), a.catCommand())
-	group("care", a.checkCommand(), a.verifyCommand(), a.forgetCommand(), a.pruneCommand(), a.recoverCommand(), a.doctorCommand())
+	group("care", a.checkCommand(), a.verifyCommand(), a.forgetCommand(), a.pruneCommand(), a.statsCommand(),
+		a.recoverCommand(), a.doctorCommand(), a.unlockCommand(), a.keyCommand(), a.repairCommand())
 	group("about", a.labCommand(), a.envCommand(), a.versionCommand(), a.manCommand())
 	root.AddCommand(topics()...)
 	return root

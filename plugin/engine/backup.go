@@ -260,6 +260,9 @@ func (j *machineBackup) track(ctx context.Context, vm *vsphere.VM, op *vsphere.O
 	return err
 }
 
+// errRepaired is the damage of a point that a repair made restorable.
+var errRepaired = errors.New(reasonRepaired)
+
 // previousPoint loads the newest point of the machine; nil when there is none or it cannot be read.
 func (j *machineBackup) previousPoint(ctx context.Context) (*loadedPoint, error) {
 	snap := j.run.previous[machineIdentity{vcenter: j.run.vc.About().InstanceUUID, instance: j.machine.InstanceUUID}]
@@ -273,6 +276,9 @@ func (j *machineBackup) previousPoint(ctx context.Context) (*loadedPoint, error)
 		}
 		j.warn(warning(plugin.CodeDamaged, "the previous point cannot be read: the machine is read in full", err.Error(), "check the repository: `vmkeep check --read-data`"))
 		return &loadedPoint{snapshot: snap, damage: err}, nil
+	}
+	if slices.Contains(snap.Tags, repo.RepairedTag) { // it has zeros where chunks were lost: nothing of it may be kept
+		return &loadedPoint{snapshot: snap, damage: errRepaired}, nil
 	}
 	return p, nil
 }
@@ -436,6 +442,8 @@ func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loaded
 	switch {
 	case j.run.req.Full:
 		v = verdict{reason: reasonRequested}
+	case prev != nil && errors.Is(prev.damage, errRepaired):
+		v = verdict{reason: reasonRepaired}
 	case prev != nil && prev.damage != nil:
 		v = verdict{reason: reasonUnreadable}
 	case prev != nil:

@@ -73,10 +73,10 @@ func (e *Engine) Info(context.Context) (plugin.Info, error) {
 	return plugin.Info{
 		Name:       "vmkeep",
 		Version:    e.opt.Version,
-		APIVersion: "v1",
+		APIVersion: plugin.APIVersion,
 		Capabilities: []string{
 			plugin.CapabilityIncremental, plugin.CapabilityRestore, plugin.CapabilityRollback,
-			plugin.CapabilityReadDisk, plugin.CapabilityFiles, plugin.CapabilityVerify,
+			plugin.CapabilityReadDisk, plugin.CapabilityFiles, plugin.CapabilityVerify, plugin.CapabilityKeeping,
 		},
 		Transports: defaultTransports(),
 	}, nil

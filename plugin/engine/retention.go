@@ -43,12 +43,18 @@ func policyOf(req plugin.ForgetRequest) (restic.Policy, error) {
 	for _, t := range req.KeepTags {
 		p.Tags = append(p.Tags, strings.Split(t, ","))
 	}
-	if req.Within != "" {
-		d, err := restic.ParseDuration(req.Within)
+	for _, rule := range []struct {
+		field, text string
+		into        *restic.Duration
+	}{
+		{"within", req.Within, &p.Within}, {"withinHourly", req.WithinHourly, &p.WithinHourly}, {"withinDaily", req.WithinDaily, &p.WithinDaily},
+		{"withinWeekly", req.WithinWeekly, &p.WithinWeekly}, {"withinMonthly", req.WithinMonthly, &p.WithinMonthly}, {"withinYearly", req.WithinYearly, &p.WithinYearly},
+	} {
+		d, err := restic.ParseDuration(rule.text)
 		if err != nil {
-			return p, invalid("within", err.Error(), "write it as 1y5m7d2h")
+			return p, invalid(rule.field, err.Error(), "write it as 1y5m7d2h")
 		}
-		p.Within = d
+		*rule.into = d
 	}
 	if err := p.Valid(); err != nil {
 		return p, invalid("policy", err.Error(), "use counts of at least 0, or -1 for all")
@@ -64,12 +70,9 @@ func policyOf(req plugin.ForgetRequest) (restic.Policy, error) {
 
 // decideForget fills the report and returns what is to be removed.
 func decideForget(req plugin.ForgetRequest, policy restic.Policy, all []*restic.Snapshot, out *plugin.ForgetReport, repository string) ([]restic.ID, error) {
-	point := func(s *restic.Snapshot) plugin.Point {
-		id := identityOf(s)
-		return plugin.Point{ID: s.ID.String(), Repository: repository, Machine: s.Hostname, VCenter: id.vcenter, InstanceUUID: id.instance, Time: s.Time.UTC(), Tags: s.Tags}
-	}
 	groups := map[machineIdentity][]*restic.Snapshot{}
 	var order []machineIdentity
+	var points []*restic.Snapshot
 	for _, s := range all {
 		wanted := len(req.Machines) == 0 || slices.ContainsFunc(req.Machines, func(m string) bool { return isMachine(m, s) })
 		if !slices.Contains(s.Tags, tagPoint) || !wanted {
@@ -80,24 +83,17 @@ func decideForget(req plugin.ForgetRequest, policy restic.Policy, all []*restic.
 			order = append(order, id)
 		}
 		groups[id] = append(groups[id], s)
+		points = append(points, s)
 	}
 	var remove []restic.ID
 	if len(req.IDs) > 0 {
 		for _, want := range req.IDs {
-			var found []*restic.Snapshot
-			for _, id := range order {
-				for _, s := range groups[id] {
-					if want != "" && strings.HasPrefix(s.ID.String(), want) {
-						found = append(found, s)
-					}
-				}
+			s, err := onePoint(points, want)
+			if err != nil {
+				return nil, err
 			}
-			if len(found) != 1 {
-				return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("%d points match %q", len(found), want), Object: want,
-					Remedy: "list what there is with `vmkeep points`"}
-			}
-			remove = append(remove, found[0].ID)
-			out.Remove = append(out.Remove, point(found[0]))
+			remove = append(remove, s.ID)
+			out.Remove = append(out.Remove, briefPoint(s, repository))
 		}
 		return remove, nil
 	}
@@ -107,21 +103,27 @@ func decideForget(req plugin.ForgetRequest, policy restic.Policy, all []*restic.
 			return nil, invalid("policy", fmt.Sprintf("the rules would remove every point of %s", groups[id][0].Hostname), "keep at least one: --keep-last 1")
 		}
 		for _, k := range keep {
-			out.Keep = append(out.Keep, plugin.KeptPoint{Point: point(k.Snapshot), Reasons: k.Reasons})
+			out.Keep = append(out.Keep, plugin.KeptPoint{Point: briefPoint(k.Snapshot, repository), Reasons: k.Reasons})
 		}
 		for _, s := range gone {
 			remove = append(remove, s.ID)
-			out.Remove = append(out.Remove, point(s))
+			out.Remove = append(out.Remove, briefPoint(s, repository))
 		}
 	}
 	return remove, nil
+}
+
+// briefPoint is a point without what its manifest tells.
+func briefPoint(s *restic.Snapshot, repository string) plugin.Point {
+	id := identityOf(s)
+	return plugin.Point{ID: s.ID.String(), Repository: repository, Machine: s.Hostname, VCenter: id.vcenter, InstanceUUID: id.instance, Time: s.Time.UTC(), Tags: s.Tags}
 }
 
 // Prune implements [plugin.Service].
 func (e *Engine) Prune(ctx context.Context, req plugin.PruneRequest, emit func(plugin.Event)) (plugin.PruneReport, error) {
 	var out plugin.PruneReport
 	err := e.operate(ctx, "prune", emit, func(ctx context.Context, op *operation) error {
-		opt := repo.PruneOptions{DryRun: req.DryRun}
+		opt := repo.PruneOptions{DryRun: req.DryRun, RepackSmall: req.RepackSmall, RepackUncompressed: req.RepackUncompressed}
 		var err error
 		if opt.MaxUnused, err = parseUnused(req.MaxUnused); err != nil {
 			return err

@@ -28,6 +28,7 @@ const (
 	reasonNotTracked = "change tracking is not active on this disk"
 	reasonRestarted  = "tracking restarted"
 	reasonUnreadable = "previous point is damaged"
+	reasonRepaired   = "previous point was repaired"
 )
 
 // diskFacts is what vSphere says of a disk now, in the snapshot that is about to be read.

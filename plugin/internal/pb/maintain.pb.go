@@ -536,7 +536,8 @@ func (x *DiskDifference) GetRanges() []*ByteRange {
 	return nil
 }
 
-// ForgetRequest is a retention policy, with restic's meaning. Zero counts keep nothing by that rule.
+// ForgetRequest is a retention policy, with restic's meaning. Zero counts keep nothing by that rule, -1 keeps all.
+// Each of keep_tags is a list of tags, separated by commas, all of which a point must have to be kept.
 type ForgetRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machines      []string               `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"`
@@ -550,6 +551,11 @@ type ForgetRequest struct {
 	Within        string                 `protobuf:"bytes,9,opt,name=within,proto3" json:"within,omitempty"` // restic's duration: 1y5m7d2h
 	KeepTags      []string               `protobuf:"bytes,10,rep,name=keep_tags,json=keepTags,proto3" json:"keep_tags,omitempty"`
 	DryRun        bool                   `protobuf:"varint,11,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	WithinHourly  string                 `protobuf:"bytes,12,opt,name=within_hourly,json=withinHourly,proto3" json:"within_hourly,omitempty"`
+	WithinDaily   string                 `protobuf:"bytes,13,opt,name=within_daily,json=withinDaily,proto3" json:"within_daily,omitempty"`
+	WithinWeekly  string                 `protobuf:"bytes,14,opt,name=within_weekly,json=withinWeekly,proto3" json:"within_weekly,omitempty"`
+	WithinMonthly string                 `protobuf:"bytes,15,opt,name=within_monthly,json=withinMonthly,proto3" json:"within_monthly,omitempty"`
+	WithinYearly  string                 `protobuf:"bytes,16,opt,name=within_yearly,json=withinYearly,proto3" json:"within_yearly,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -659,6 +665,41 @@ func (x *ForgetRequest) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *ForgetRequest) GetWithinHourly() string {
+	if x != nil {
+		return x.WithinHourly
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetWithinDaily() string {
+	if x != nil {
+		return x.WithinDaily
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetWithinWeekly() string {
+	if x != nil {
+		return x.WithinWeekly
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetWithinMonthly() string {
+	if x != nil {
+		return x.WithinMonthly
+	}
+	return ""
+}
+
+func (x *ForgetRequest) GetWithinYearly() string {
+	if x != nil {
+		return x.WithinYearly
+	}
+	return ""
 }
 
 type ForgetResponse struct {
@@ -821,12 +862,14 @@ func (x *KeptPoint) GetReasons() []string {
 
 // PruneRequest asks to free space.
 type PruneRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MaxUnused     string                 `protobuf:"bytes,1,opt,name=max_unused,json=maxUnused,proto3" json:"max_unused,omitempty"` // "5%", a size, or "unlimited"; empty: 5%
-	MaxRepack     string                 `protobuf:"bytes,2,opt,name=max_repack,json=maxRepack,proto3" json:"max_repack,omitempty"` // a size; empty: no bound
-	DryRun        bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state              protoimpl.MessageState `protogen:"open.v1"`
+	MaxUnused          string                 `protobuf:"bytes,1,opt,name=max_unused,json=maxUnused,proto3" json:"max_unused,omitempty"` // "5%", a size, or "unlimited"; empty: 5%
+	MaxRepack          string                 `protobuf:"bytes,2,opt,name=max_repack,json=maxRepack,proto3" json:"max_repack,omitempty"` // a size; empty: no bound
+	DryRun             bool                   `protobuf:"varint,3,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	RepackSmall        bool                   `protobuf:"varint,4,opt,name=repack_small,json=repackSmall,proto3" json:"repack_small,omitempty"`                      // packs below the size that new ones get
+	RepackUncompressed bool                   `protobuf:"varint,5,opt,name=repack_uncompressed,json=repackUncompressed,proto3" json:"repack_uncompressed,omitempty"` // packs that are not compressed
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *PruneRequest) Reset() {
@@ -876,6 +919,20 @@ func (x *PruneRequest) GetMaxRepack() string {
 func (x *PruneRequest) GetDryRun() bool {
 	if x != nil {
 		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneRequest) GetRepackSmall() bool {
+	if x != nil {
+		return x.RepackSmall
+	}
+	return false
+}
+
+func (x *PruneRequest) GetRepackUncompressed() bool {
+	if x != nil {
+		return x.RepackUncompressed
 	}
 	return false
 }
@@ -1645,7 +1702,7 @@ const file_vmkeep_plugin_v1_maintain_proto_rawDesc = "" +
 	"\x03err\x18\x05 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x03err\"Y\n" +
 	"\x0eDiskDifference\x12\x12\n" +
 	"\x04disk\x18\x01 \x01(\tR\x04disk\x123\n" +
-	"\x06ranges\x18\x02 \x03(\v2\x1b.vmkeep.plugin.v1.ByteRangeR\x06ranges\"\x97\x02\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x1b.vmkeep.plugin.v1.ByteRangeR\x06ranges\"\xd0\x03\n" +
 	"\rForgetRequest\x12\x1a\n" +
 	"\bmachines\x18\x01 \x03(\tR\bmachines\x12\x10\n" +
 	"\x03ids\x18\x02 \x03(\tR\x03ids\x12\x12\n" +
@@ -1658,7 +1715,12 @@ const file_vmkeep_plugin_v1_maintain_proto_rawDesc = "" +
 	"\x06within\x18\t \x01(\tR\x06within\x12\x1b\n" +
 	"\tkeep_tags\x18\n" +
 	" \x03(\tR\bkeepTags\x12\x17\n" +
-	"\adry_run\x18\v \x01(\bR\x06dryRun\"|\n" +
+	"\adry_run\x18\v \x01(\bR\x06dryRun\x12#\n" +
+	"\rwithin_hourly\x18\f \x01(\tR\fwithinHourly\x12!\n" +
+	"\fwithin_daily\x18\r \x01(\tR\vwithinDaily\x12#\n" +
+	"\rwithin_weekly\x18\x0e \x01(\tR\fwithinWeekly\x12%\n" +
+	"\x0ewithin_monthly\x18\x0f \x01(\tR\rwithinMonthly\x12#\n" +
+	"\rwithin_yearly\x18\x10 \x01(\tR\fwithinYearly\"|\n" +
 	"\x0eForgetResponse\x122\n" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x126\n" +
 	"\x06report\x18\x02 \x01(\v2\x1e.vmkeep.plugin.v1.ForgetReportR\x06report\"p\n" +
@@ -1667,13 +1729,15 @@ const file_vmkeep_plugin_v1_maintain_proto_rawDesc = "" +
 	"\x06remove\x18\x02 \x03(\v2\x17.vmkeep.plugin.v1.PointR\x06remove\"T\n" +
 	"\tKeptPoint\x12-\n" +
 	"\x05point\x18\x01 \x01(\v2\x17.vmkeep.plugin.v1.PointR\x05point\x12\x18\n" +
-	"\areasons\x18\x02 \x03(\tR\areasons\"e\n" +
+	"\areasons\x18\x02 \x03(\tR\areasons\"\xb9\x01\n" +
 	"\fPruneRequest\x12\x1d\n" +
 	"\n" +
 	"max_unused\x18\x01 \x01(\tR\tmaxUnused\x12\x1d\n" +
 	"\n" +
 	"max_repack\x18\x02 \x01(\tR\tmaxRepack\x12\x17\n" +
-	"\adry_run\x18\x03 \x01(\bR\x06dryRun\"\xa9\x01\n" +
+	"\adry_run\x18\x03 \x01(\bR\x06dryRun\x12!\n" +
+	"\frepack_small\x18\x04 \x01(\bR\vrepackSmall\x12/\n" +
+	"\x13repack_uncompressed\x18\x05 \x01(\bR\x12repackUncompressed\"\xa9\x01\n" +
 	"\rPruneResponse\x122\n" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x12-\n" +
 	"\x05event\x18\x02 \x01(\v2\x17.vmkeep.plugin.v1.EventR\x05event\x125\n" +

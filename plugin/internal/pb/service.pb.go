@@ -39,7 +39,7 @@ var File_vmkeep_plugin_v1_service_proto protoreflect.FileDescriptor
 
 const file_vmkeep_plugin_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1evmkeep/plugin/v1/service.proto\x12\x10vmkeep.plugin.v1\x1a\x1dvmkeep/plugin/v1/backup.proto\x1a\x1dvmkeep/plugin/v1/config.proto\x1a\x1cvmkeep/plugin/v1/files.proto\x1a\x1fvmkeep/plugin/v1/maintain.proto\x1a\x1evmkeep/plugin/v1/restore.proto2\x91\x0e\n" +
+	"\x1evmkeep/plugin/v1/service.proto\x12\x10vmkeep.plugin.v1\x1a\x1dvmkeep/plugin/v1/backup.proto\x1a\x1dvmkeep/plugin/v1/config.proto\x1a\x1cvmkeep/plugin/v1/files.proto\x1a\x1evmkeep/plugin/v1/keeping.proto\x1a\x1fvmkeep/plugin/v1/maintain.proto\x1a\x1evmkeep/plugin/v1/restore.proto2\xb6\x13\n" +
 	"\vKeepService\x12E\n" +
 	"\x04Info\x12\x1d.vmkeep.plugin.v1.InfoRequest\x1a\x1e.vmkeep.plugin.v1.InfoResponse\x12K\n" +
 	"\x06Schema\x12\x1f.vmkeep.plugin.v1.SchemaRequest\x1a .vmkeep.plugin.v1.SchemaResponse\x12Q\n" +
@@ -55,7 +55,15 @@ const file_vmkeep_plugin_v1_service_proto_rawDesc = "" +
 	"\x05Check\x12\x1e.vmkeep.plugin.v1.CheckRequest\x1a\x1f.vmkeep.plugin.v1.CheckResponse0\x01\x12M\n" +
 	"\x06Verify\x12\x1f.vmkeep.plugin.v1.VerifyRequest\x1a .vmkeep.plugin.v1.VerifyResponse0\x01\x12K\n" +
 	"\x06Forget\x12\x1f.vmkeep.plugin.v1.ForgetRequest\x1a .vmkeep.plugin.v1.ForgetResponse\x12J\n" +
-	"\x05Prune\x12\x1e.vmkeep.plugin.v1.PruneRequest\x1a\x1f.vmkeep.plugin.v1.PruneResponse0\x01\x12V\n" +
+	"\x05Prune\x12\x1e.vmkeep.plugin.v1.PruneRequest\x1a\x1f.vmkeep.plugin.v1.PruneResponse0\x01\x12H\n" +
+	"\x05Stats\x12\x1e.vmkeep.plugin.v1.StatsRequest\x1a\x1f.vmkeep.plugin.v1.StatsResponse\x12K\n" +
+	"\x06Unlock\x12\x1f.vmkeep.plugin.v1.UnlockRequest\x1a .vmkeep.plugin.v1.UnlockResponse\x12E\n" +
+	"\x04Keys\x12\x1d.vmkeep.plugin.v1.KeysRequest\x1a\x1e.vmkeep.plugin.v1.KeysResponse\x12K\n" +
+	"\x06AddKey\x12\x1f.vmkeep.plugin.v1.AddKeyRequest\x1a .vmkeep.plugin.v1.AddKeyResponse\x12T\n" +
+	"\tRemoveKey\x12\".vmkeep.plugin.v1.RemoveKeyRequest\x1a#.vmkeep.plugin.v1.RemoveKeyResponse\x12c\n" +
+	"\x0eChangePassword\x12'.vmkeep.plugin.v1.ChangePasswordRequest\x1a(.vmkeep.plugin.v1.ChangePasswordResponse\x12\\\n" +
+	"\vRepairIndex\x12$.vmkeep.plugin.v1.RepairIndexRequest\x1a%.vmkeep.plugin.v1.RepairIndexResponse0\x01\x12_\n" +
+	"\fRepairPoints\x12%.vmkeep.plugin.v1.RepairPointsRequest\x1a&.vmkeep.plugin.v1.RepairPointsResponse0\x01\x12V\n" +
 	"\tListFiles\x12\".vmkeep.plugin.v1.ListFilesRequest\x1a#.vmkeep.plugin.v1.ListFilesResponse0\x01\x12S\n" +
 	"\bReadFile\x12!.vmkeep.plugin.v1.ReadFileRequest\x1a\".vmkeep.plugin.v1.ReadFileResponse0\x01\x12S\n" +
 	"\bTarFiles\x12!.vmkeep.plugin.v1.TarFilesRequest\x1a\".vmkeep.plugin.v1.TarFilesResponse0\x01\x12P\n" +
@@ -80,35 +88,51 @@ var file_vmkeep_plugin_v1_service_proto_goTypes = []any{
 	(*VerifyRequest)(nil),          // 12: vmkeep.plugin.v1.VerifyRequest
 	(*ForgetRequest)(nil),          // 13: vmkeep.plugin.v1.ForgetRequest
 	(*PruneRequest)(nil),           // 14: vmkeep.plugin.v1.PruneRequest
-	(*ListFilesRequest)(nil),       // 15: vmkeep.plugin.v1.ListFilesRequest
-	(*ReadFileRequest)(nil),        // 16: vmkeep.plugin.v1.ReadFileRequest
-	(*TarFilesRequest)(nil),        // 17: vmkeep.plugin.v1.TarFilesRequest
-	(*RecoverRequest)(nil),         // 18: vmkeep.plugin.v1.RecoverRequest
-	(*DoctorRequest)(nil),          // 19: vmkeep.plugin.v1.DoctorRequest
-	(*CancelRequest)(nil),          // 20: vmkeep.plugin.v1.CancelRequest
-	(*DrainRequest)(nil),           // 21: vmkeep.plugin.v1.DrainRequest
-	(*InfoResponse)(nil),           // 22: vmkeep.plugin.v1.InfoResponse
-	(*SchemaResponse)(nil),         // 23: vmkeep.plugin.v1.SchemaResponse
-	(*ValidateResponse)(nil),       // 24: vmkeep.plugin.v1.ValidateResponse
-	(*ConfigureResponse)(nil),      // 25: vmkeep.plugin.v1.ConfigureResponse
-	(*InitRepositoryResponse)(nil), // 26: vmkeep.plugin.v1.InitRepositoryResponse
-	(*MachinesResponse)(nil),       // 27: vmkeep.plugin.v1.MachinesResponse
-	(*BackupResponse)(nil),         // 28: vmkeep.plugin.v1.BackupResponse
-	(*PointsResponse)(nil),         // 29: vmkeep.plugin.v1.PointsResponse
-	(*PlanRestoreResponse)(nil),    // 30: vmkeep.plugin.v1.PlanRestoreResponse
-	(*RestoreResponse)(nil),        // 31: vmkeep.plugin.v1.RestoreResponse
-	(*ReadDiskResponse)(nil),       // 32: vmkeep.plugin.v1.ReadDiskResponse
-	(*CheckResponse)(nil),          // 33: vmkeep.plugin.v1.CheckResponse
-	(*VerifyResponse)(nil),         // 34: vmkeep.plugin.v1.VerifyResponse
-	(*ForgetResponse)(nil),         // 35: vmkeep.plugin.v1.ForgetResponse
-	(*PruneResponse)(nil),          // 36: vmkeep.plugin.v1.PruneResponse
-	(*ListFilesResponse)(nil),      // 37: vmkeep.plugin.v1.ListFilesResponse
-	(*ReadFileResponse)(nil),       // 38: vmkeep.plugin.v1.ReadFileResponse
-	(*TarFilesResponse)(nil),       // 39: vmkeep.plugin.v1.TarFilesResponse
-	(*RecoverResponse)(nil),        // 40: vmkeep.plugin.v1.RecoverResponse
-	(*DoctorResponse)(nil),         // 41: vmkeep.plugin.v1.DoctorResponse
-	(*CancelResponse)(nil),         // 42: vmkeep.plugin.v1.CancelResponse
-	(*DrainResponse)(nil),          // 43: vmkeep.plugin.v1.DrainResponse
+	(*StatsRequest)(nil),           // 15: vmkeep.plugin.v1.StatsRequest
+	(*UnlockRequest)(nil),          // 16: vmkeep.plugin.v1.UnlockRequest
+	(*KeysRequest)(nil),            // 17: vmkeep.plugin.v1.KeysRequest
+	(*AddKeyRequest)(nil),          // 18: vmkeep.plugin.v1.AddKeyRequest
+	(*RemoveKeyRequest)(nil),       // 19: vmkeep.plugin.v1.RemoveKeyRequest
+	(*ChangePasswordRequest)(nil),  // 20: vmkeep.plugin.v1.ChangePasswordRequest
+	(*RepairIndexRequest)(nil),     // 21: vmkeep.plugin.v1.RepairIndexRequest
+	(*RepairPointsRequest)(nil),    // 22: vmkeep.plugin.v1.RepairPointsRequest
+	(*ListFilesRequest)(nil),       // 23: vmkeep.plugin.v1.ListFilesRequest
+	(*ReadFileRequest)(nil),        // 24: vmkeep.plugin.v1.ReadFileRequest
+	(*TarFilesRequest)(nil),        // 25: vmkeep.plugin.v1.TarFilesRequest
+	(*RecoverRequest)(nil),         // 26: vmkeep.plugin.v1.RecoverRequest
+	(*DoctorRequest)(nil),          // 27: vmkeep.plugin.v1.DoctorRequest
+	(*CancelRequest)(nil),          // 28: vmkeep.plugin.v1.CancelRequest
+	(*DrainRequest)(nil),           // 29: vmkeep.plugin.v1.DrainRequest
+	(*InfoResponse)(nil),           // 30: vmkeep.plugin.v1.InfoResponse
+	(*SchemaResponse)(nil),         // 31: vmkeep.plugin.v1.SchemaResponse
+	(*ValidateResponse)(nil),       // 32: vmkeep.plugin.v1.ValidateResponse
+	(*ConfigureResponse)(nil),      // 33: vmkeep.plugin.v1.ConfigureResponse
+	(*InitRepositoryResponse)(nil), // 34: vmkeep.plugin.v1.InitRepositoryResponse
+	(*MachinesResponse)(nil),       // 35: vmkeep.plugin.v1.MachinesResponse
+	(*BackupResponse)(nil),         // 36: vmkeep.plugin.v1.BackupResponse
+	(*PointsResponse)(nil),         // 37: vmkeep.plugin.v1.PointsResponse
+	(*PlanRestoreResponse)(nil),    // 38: vmkeep.plugin.v1.PlanRestoreResponse
+	(*RestoreResponse)(nil),        // 39: vmkeep.plugin.v1.RestoreResponse
+	(*ReadDiskResponse)(nil),       // 40: vmkeep.plugin.v1.ReadDiskResponse
+	(*CheckResponse)(nil),          // 41: vmkeep.plugin.v1.CheckResponse
+	(*VerifyResponse)(nil),         // 42: vmkeep.plugin.v1.VerifyResponse
+	(*ForgetResponse)(nil),         // 43: vmkeep.plugin.v1.ForgetResponse
+	(*PruneResponse)(nil),          // 44: vmkeep.plugin.v1.PruneResponse
+	(*StatsResponse)(nil),          // 45: vmkeep.plugin.v1.StatsResponse
+	(*UnlockResponse)(nil),         // 46: vmkeep.plugin.v1.UnlockResponse
+	(*KeysResponse)(nil),           // 47: vmkeep.plugin.v1.KeysResponse
+	(*AddKeyResponse)(nil),         // 48: vmkeep.plugin.v1.AddKeyResponse
+	(*RemoveKeyResponse)(nil),      // 49: vmkeep.plugin.v1.RemoveKeyResponse
+	(*ChangePasswordResponse)(nil), // 50: vmkeep.plugin.v1.ChangePasswordResponse
+	(*RepairIndexResponse)(nil),    // 51: vmkeep.plugin.v1.RepairIndexResponse
+	(*RepairPointsResponse)(nil),   // 52: vmkeep.plugin.v1.RepairPointsResponse
+	(*ListFilesResponse)(nil),      // 53: vmkeep.plugin.v1.ListFilesResponse
+	(*ReadFileResponse)(nil),       // 54: vmkeep.plugin.v1.ReadFileResponse
+	(*TarFilesResponse)(nil),       // 55: vmkeep.plugin.v1.TarFilesResponse
+	(*RecoverResponse)(nil),        // 56: vmkeep.plugin.v1.RecoverResponse
+	(*DoctorResponse)(nil),         // 57: vmkeep.plugin.v1.DoctorResponse
+	(*CancelResponse)(nil),         // 58: vmkeep.plugin.v1.CancelResponse
+	(*DrainResponse)(nil),          // 59: vmkeep.plugin.v1.DrainResponse
 }
 var file_vmkeep_plugin_v1_service_proto_depIdxs = []int32{
 	0,  // 0: vmkeep.plugin.v1.KeepService.Info:input_type -> vmkeep.plugin.v1.InfoRequest
@@ -126,37 +150,53 @@ var file_vmkeep_plugin_v1_service_proto_depIdxs = []int32{
 	12, // 12: vmkeep.plugin.v1.KeepService.Verify:input_type -> vmkeep.plugin.v1.VerifyRequest
 	13, // 13: vmkeep.plugin.v1.KeepService.Forget:input_type -> vmkeep.plugin.v1.ForgetRequest
 	14, // 14: vmkeep.plugin.v1.KeepService.Prune:input_type -> vmkeep.plugin.v1.PruneRequest
-	15, // 15: vmkeep.plugin.v1.KeepService.ListFiles:input_type -> vmkeep.plugin.v1.ListFilesRequest
-	16, // 16: vmkeep.plugin.v1.KeepService.ReadFile:input_type -> vmkeep.plugin.v1.ReadFileRequest
-	17, // 17: vmkeep.plugin.v1.KeepService.TarFiles:input_type -> vmkeep.plugin.v1.TarFilesRequest
-	18, // 18: vmkeep.plugin.v1.KeepService.Recover:input_type -> vmkeep.plugin.v1.RecoverRequest
-	19, // 19: vmkeep.plugin.v1.KeepService.Doctor:input_type -> vmkeep.plugin.v1.DoctorRequest
-	20, // 20: vmkeep.plugin.v1.KeepService.Cancel:input_type -> vmkeep.plugin.v1.CancelRequest
-	21, // 21: vmkeep.plugin.v1.KeepService.Drain:input_type -> vmkeep.plugin.v1.DrainRequest
-	22, // 22: vmkeep.plugin.v1.KeepService.Info:output_type -> vmkeep.plugin.v1.InfoResponse
-	23, // 23: vmkeep.plugin.v1.KeepService.Schema:output_type -> vmkeep.plugin.v1.SchemaResponse
-	24, // 24: vmkeep.plugin.v1.KeepService.Validate:output_type -> vmkeep.plugin.v1.ValidateResponse
-	25, // 25: vmkeep.plugin.v1.KeepService.Configure:output_type -> vmkeep.plugin.v1.ConfigureResponse
-	26, // 26: vmkeep.plugin.v1.KeepService.InitRepository:output_type -> vmkeep.plugin.v1.InitRepositoryResponse
-	27, // 27: vmkeep.plugin.v1.KeepService.Machines:output_type -> vmkeep.plugin.v1.MachinesResponse
-	28, // 28: vmkeep.plugin.v1.KeepService.Backup:output_type -> vmkeep.plugin.v1.BackupResponse
-	29, // 29: vmkeep.plugin.v1.KeepService.Points:output_type -> vmkeep.plugin.v1.PointsResponse
-	30, // 30: vmkeep.plugin.v1.KeepService.PlanRestore:output_type -> vmkeep.plugin.v1.PlanRestoreResponse
-	31, // 31: vmkeep.plugin.v1.KeepService.Restore:output_type -> vmkeep.plugin.v1.RestoreResponse
-	32, // 32: vmkeep.plugin.v1.KeepService.ReadDisk:output_type -> vmkeep.plugin.v1.ReadDiskResponse
-	33, // 33: vmkeep.plugin.v1.KeepService.Check:output_type -> vmkeep.plugin.v1.CheckResponse
-	34, // 34: vmkeep.plugin.v1.KeepService.Verify:output_type -> vmkeep.plugin.v1.VerifyResponse
-	35, // 35: vmkeep.plugin.v1.KeepService.Forget:output_type -> vmkeep.plugin.v1.ForgetResponse
-	36, // 36: vmkeep.plugin.v1.KeepService.Prune:output_type -> vmkeep.plugin.v1.PruneResponse
-	37, // 37: vmkeep.plugin.v1.KeepService.ListFiles:output_type -> vmkeep.plugin.v1.ListFilesResponse
-	38, // 38: vmkeep.plugin.v1.KeepService.ReadFile:output_type -> vmkeep.plugin.v1.ReadFileResponse
-	39, // 39: vmkeep.plugin.v1.KeepService.TarFiles:output_type -> vmkeep.plugin.v1.TarFilesResponse
-	40, // 40: vmkeep.plugin.v1.KeepService.Recover:output_type -> vmkeep.plugin.v1.RecoverResponse
-	41, // 41: vmkeep.plugin.v1.KeepService.Doctor:output_type -> vmkeep.plugin.v1.DoctorResponse
-	42, // 42: vmkeep.plugin.v1.KeepService.Cancel:output_type -> vmkeep.plugin.v1.CancelResponse
-	43, // 43: vmkeep.plugin.v1.KeepService.Drain:output_type -> vmkeep.plugin.v1.DrainResponse
-	22, // [22:44] is the sub-list for method output_type
-	0,  // [0:22] is the sub-list for method input_type
+	15, // 15: vmkeep.plugin.v1.KeepService.Stats:input_type -> vmkeep.plugin.v1.StatsRequest
+	16, // 16: vmkeep.plugin.v1.KeepService.Unlock:input_type -> vmkeep.plugin.v1.UnlockRequest
+	17, // 17: vmkeep.plugin.v1.KeepService.Keys:input_type -> vmkeep.plugin.v1.KeysRequest
+	18, // 18: vmkeep.plugin.v1.KeepService.AddKey:input_type -> vmkeep.plugin.v1.AddKeyRequest
+	19, // 19: vmkeep.plugin.v1.KeepService.RemoveKey:input_type -> vmkeep.plugin.v1.RemoveKeyRequest
+	20, // 20: vmkeep.plugin.v1.KeepService.ChangePassword:input_type -> vmkeep.plugin.v1.ChangePasswordRequest
+	21, // 21: vmkeep.plugin.v1.KeepService.RepairIndex:input_type -> vmkeep.plugin.v1.RepairIndexRequest
+	22, // 22: vmkeep.plugin.v1.KeepService.RepairPoints:input_type -> vmkeep.plugin.v1.RepairPointsRequest
+	23, // 23: vmkeep.plugin.v1.KeepService.ListFiles:input_type -> vmkeep.plugin.v1.ListFilesRequest
+	24, // 24: vmkeep.plugin.v1.KeepService.ReadFile:input_type -> vmkeep.plugin.v1.ReadFileRequest
+	25, // 25: vmkeep.plugin.v1.KeepService.TarFiles:input_type -> vmkeep.plugin.v1.TarFilesRequest
+	26, // 26: vmkeep.plugin.v1.KeepService.Recover:input_type -> vmkeep.plugin.v1.RecoverRequest
+	27, // 27: vmkeep.plugin.v1.KeepService.Doctor:input_type -> vmkeep.plugin.v1.DoctorRequest
+	28, // 28: vmkeep.plugin.v1.KeepService.Cancel:input_type -> vmkeep.plugin.v1.CancelRequest
+	29, // 29: vmkeep.plugin.v1.KeepService.Drain:input_type -> vmkeep.plugin.v1.DrainRequest
+	30, // 30: vmkeep.plugin.v1.KeepService.Info:output_type -> vmkeep.plugin.v1.InfoResponse
+	31, // 31: vmkeep.plugin.v1.KeepService.Schema:output_type -> vmkeep.plugin.v1.SchemaResponse
+	32, // 32: vmkeep.plugin.v1.KeepService.Validate:output_type -> vmkeep.plugin.v1.ValidateResponse
+	33, // 33: vmkeep.plugin.v1.KeepService.Configure:output_type -> vmkeep.plugin.v1.ConfigureResponse
+	34, // 34: vmkeep.plugin.v1.KeepService.InitRepository:output_type -> vmkeep.plugin.v1.InitRepositoryResponse
+	35, // 35: vmkeep.plugin.v1.KeepService.Machines:output_type -> vmkeep.plugin.v1.MachinesResponse
+	36, // 36: vmkeep.plugin.v1.KeepService.Backup:output_type -> vmkeep.plugin.v1.BackupResponse
+	37, // 37: vmkeep.plugin.v1.KeepService.Points:output_type -> vmkeep.plugin.v1.PointsResponse
+	38, // 38: vmkeep.plugin.v1.KeepService.PlanRestore:output_type -> vmkeep.plugin.v1.PlanRestoreResponse
+	39, // 39: vmkeep.plugin.v1.KeepService.Restore:output_type -> vmkeep.plugin.v1.RestoreResponse
+	40, // 40: vmkeep.plugin.v1.KeepService.ReadDisk:output_type -> vmkeep.plugin.v1.ReadDiskResponse
+	41, // 41: vmkeep.plugin.v1.KeepService.Check:output_type -> vmkeep.plugin.v1.CheckResponse
+	42, // 42: vmkeep.plugin.v1.KeepService.Verify:output_type -> vmkeep.plugin.v1.VerifyResponse
+	43, // 43: vmkeep.plugin.v1.KeepService.Forget:output_type -> vmkeep.plugin.v1.ForgetResponse
+	44, // 44: vmkeep.plugin.v1.KeepService.Prune:output_type -> vmkeep.plugin.v1.PruneResponse
+	45, // 45: vmkeep.plugin.v1.KeepService.Stats:output_type -> vmkeep.plugin.v1.StatsResponse
+	46, // 46: vmkeep.plugin.v1.KeepService.Unlock:output_type -> vmkeep.plugin.v1.UnlockResponse
+	47, // 47: vmkeep.plugin.v1.KeepService.Keys:output_type -> vmkeep.plugin.v1.KeysResponse
+	48, // 48: vmkeep.plugin.v1.KeepService.AddKey:output_type -> vmkeep.plugin.v1.AddKeyResponse
+	49, // 49: vmkeep.plugin.v1.KeepService.RemoveKey:output_type -> vmkeep.plugin.v1.RemoveKeyResponse
+	50, // 50: vmkeep.plugin.v1.KeepService.ChangePassword:output_type -> vmkeep.plugin.v1.ChangePasswordResponse
+	51, // 51: vmkeep.plugin.v1.KeepService.RepairIndex:output_type -> vmkeep.plugin.v1.RepairIndexResponse
+	52, // 52: vmkeep.plugin.v1.KeepService.RepairPoints:output_type -> vmkeep.plugin.v1.RepairPointsResponse
+	53, // 53: vmkeep.plugin.v1.KeepService.ListFiles:output_type -> vmkeep.plugin.v1.ListFilesResponse
+	54, // 54: vmkeep.plugin.v1.KeepService.ReadFile:output_type -> vmkeep.plugin.v1.ReadFileResponse
+	55, // 55: vmkeep.plugin.v1.KeepService.TarFiles:output_type -> vmkeep.plugin.v1.TarFilesResponse
+	56, // 56: vmkeep.plugin.v1.KeepService.Recover:output_type -> vmkeep.plugin.v1.RecoverResponse
+	57, // 57: vmkeep.plugin.v1.KeepService.Doctor:output_type -> vmkeep.plugin.v1.DoctorResponse
+	58, // 58: vmkeep.plugin.v1.KeepService.Cancel:output_type -> vmkeep.plugin.v1.CancelResponse
+	59, // 59: vmkeep.plugin.v1.KeepService.Drain:output_type -> vmkeep.plugin.v1.DrainResponse
+	30, // [30:60] is the sub-list for method output_type
+	0,  // [0:30] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name
 	0,  // [0:0] is the sub-list for extension extendee
 	0,  // [0:0] is the sub-list for field type_name
@@ -170,6 +210,7 @@ func file_vmkeep_plugin_v1_service_proto_init() {
 	file_vmkeep_plugin_v1_backup_proto_init()
 	file_vmkeep_plugin_v1_config_proto_init()
 	file_vmkeep_plugin_v1_files_proto_init()
+	file_vmkeep_plugin_v1_keeping_proto_init()
 	file_vmkeep_plugin_v1_maintain_proto_init()
 	file_vmkeep_plugin_v1_restore_proto_init()
 	type x struct{}

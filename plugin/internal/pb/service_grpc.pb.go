@@ -49,6 +49,14 @@ const (
 	KeepService_Verify_FullMethodName         = "/vmkeep.plugin.v1.KeepService/Verify"
 	KeepService_Forget_FullMethodName         = "/vmkeep.plugin.v1.KeepService/Forget"
 	KeepService_Prune_FullMethodName          = "/vmkeep.plugin.v1.KeepService/Prune"
+	KeepService_Stats_FullMethodName          = "/vmkeep.plugin.v1.KeepService/Stats"
+	KeepService_Unlock_FullMethodName         = "/vmkeep.plugin.v1.KeepService/Unlock"
+	KeepService_Keys_FullMethodName           = "/vmkeep.plugin.v1.KeepService/Keys"
+	KeepService_AddKey_FullMethodName         = "/vmkeep.plugin.v1.KeepService/AddKey"
+	KeepService_RemoveKey_FullMethodName      = "/vmkeep.plugin.v1.KeepService/RemoveKey"
+	KeepService_ChangePassword_FullMethodName = "/vmkeep.plugin.v1.KeepService/ChangePassword"
+	KeepService_RepairIndex_FullMethodName    = "/vmkeep.plugin.v1.KeepService/RepairIndex"
+	KeepService_RepairPoints_FullMethodName   = "/vmkeep.plugin.v1.KeepService/RepairPoints"
 	KeepService_ListFiles_FullMethodName      = "/vmkeep.plugin.v1.KeepService/ListFiles"
 	KeepService_ReadFile_FullMethodName       = "/vmkeep.plugin.v1.KeepService/ReadFile"
 	KeepService_TarFiles_FullMethodName       = "/vmkeep.plugin.v1.KeepService/TarFiles"
@@ -91,6 +99,20 @@ type KeepServiceClient interface {
 	// Forget removes points by policy; Prune frees the space that no point needs any more.
 	Forget(ctx context.Context, in *ForgetRequest, opts ...grpc.CallOption) (*ForgetResponse, error)
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[PruneResponse], error)
+	// Stats tells what each machine's points take in the repository.
+	Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error)
+	// Unlock removes locks of the repository that dead processes left.
+	Unlock(ctx context.Context, in *UnlockRequest, opts ...grpc.CallOption) (*UnlockResponse, error)
+	// Keys lists the keys of the repository. AddKey makes one with another password, RemoveKey takes one away, and
+	// ChangePassword replaces the one in use: Configure anew afterwards.
+	Keys(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeysResponse, error)
+	AddKey(ctx context.Context, in *AddKeyRequest, opts ...grpc.CallOption) (*AddKeyResponse, error)
+	RemoveKey(ctx context.Context, in *RemoveKeyRequest, opts ...grpc.CallOption) (*RemoveKeyResponse, error)
+	ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error)
+	// RepairIndex makes the index say what the packs hold; RepairPoints gives points that lost chunks a replacement
+	// which restores, with zeros for what is lost.
+	RepairIndex(ctx context.Context, in *RepairIndexRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairIndexResponse], error)
+	RepairPoints(ctx context.Context, in *RepairPointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairPointsResponse], error)
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListFilesResponse], error)
 	// ReadFile streams a guest file; holes are frames without data.
@@ -338,9 +360,107 @@ func (c *keepServiceClient) Prune(ctx context.Context, in *PruneRequest, opts ..
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KeepService_PruneClient = grpc.ServerStreamingClient[PruneResponse]
 
+func (c *keepServiceClient) Stats(ctx context.Context, in *StatsRequest, opts ...grpc.CallOption) (*StatsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatsResponse)
+	err := c.cc.Invoke(ctx, KeepService_Stats_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) Unlock(ctx context.Context, in *UnlockRequest, opts ...grpc.CallOption) (*UnlockResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UnlockResponse)
+	err := c.cc.Invoke(ctx, KeepService_Unlock_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) Keys(ctx context.Context, in *KeysRequest, opts ...grpc.CallOption) (*KeysResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(KeysResponse)
+	err := c.cc.Invoke(ctx, KeepService_Keys_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) AddKey(ctx context.Context, in *AddKeyRequest, opts ...grpc.CallOption) (*AddKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AddKeyResponse)
+	err := c.cc.Invoke(ctx, KeepService_AddKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) RemoveKey(ctx context.Context, in *RemoveKeyRequest, opts ...grpc.CallOption) (*RemoveKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveKeyResponse)
+	err := c.cc.Invoke(ctx, KeepService_RemoveKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) ChangePassword(ctx context.Context, in *ChangePasswordRequest, opts ...grpc.CallOption) (*ChangePasswordResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangePasswordResponse)
+	err := c.cc.Invoke(ctx, KeepService_ChangePassword_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *keepServiceClient) RepairIndex(ctx context.Context, in *RepairIndexRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairIndexResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[8], KeepService_RepairIndex_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RepairIndexRequest, RepairIndexResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeepService_RepairIndexClient = grpc.ServerStreamingClient[RepairIndexResponse]
+
+func (c *keepServiceClient) RepairPoints(ctx context.Context, in *RepairPointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairPointsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[9], KeepService_RepairPoints_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[RepairPointsRequest, RepairPointsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeepService_RepairPointsClient = grpc.ServerStreamingClient[RepairPointsResponse]
+
 func (c *keepServiceClient) ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListFilesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[8], KeepService_ListFiles_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[10], KeepService_ListFiles_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -359,7 +479,7 @@ type KeepService_ListFilesClient = grpc.ServerStreamingClient[ListFilesResponse]
 
 func (c *keepServiceClient) ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadFileResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[9], KeepService_ReadFile_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[11], KeepService_ReadFile_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -378,7 +498,7 @@ type KeepService_ReadFileClient = grpc.ServerStreamingClient[ReadFileResponse]
 
 func (c *keepServiceClient) TarFiles(ctx context.Context, in *TarFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TarFilesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[10], KeepService_TarFiles_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[12], KeepService_TarFiles_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -397,7 +517,7 @@ type KeepService_TarFilesClient = grpc.ServerStreamingClient[TarFilesResponse]
 
 func (c *keepServiceClient) Recover(ctx context.Context, in *RecoverRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RecoverResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[11], KeepService_Recover_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[13], KeepService_Recover_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -477,6 +597,20 @@ type KeepServiceServer interface {
 	// Forget removes points by policy; Prune frees the space that no point needs any more.
 	Forget(context.Context, *ForgetRequest) (*ForgetResponse, error)
 	Prune(*PruneRequest, grpc.ServerStreamingServer[PruneResponse]) error
+	// Stats tells what each machine's points take in the repository.
+	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
+	// Unlock removes locks of the repository that dead processes left.
+	Unlock(context.Context, *UnlockRequest) (*UnlockResponse, error)
+	// Keys lists the keys of the repository. AddKey makes one with another password, RemoveKey takes one away, and
+	// ChangePassword replaces the one in use: Configure anew afterwards.
+	Keys(context.Context, *KeysRequest) (*KeysResponse, error)
+	AddKey(context.Context, *AddKeyRequest) (*AddKeyResponse, error)
+	RemoveKey(context.Context, *RemoveKeyRequest) (*RemoveKeyResponse, error)
+	ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error)
+	// RepairIndex makes the index say what the packs hold; RepairPoints gives points that lost chunks a replacement
+	// which restores, with zeros for what is lost.
+	RepairIndex(*RepairIndexRequest, grpc.ServerStreamingServer[RepairIndexResponse]) error
+	RepairPoints(*RepairPointsRequest, grpc.ServerStreamingServer[RepairPointsResponse]) error
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(*ListFilesRequest, grpc.ServerStreamingServer[ListFilesResponse]) error
 	// ReadFile streams a guest file; holes are frames without data.
@@ -546,6 +680,30 @@ func (UnimplementedKeepServiceServer) Forget(context.Context, *ForgetRequest) (*
 }
 func (UnimplementedKeepServiceServer) Prune(*PruneRequest, grpc.ServerStreamingServer[PruneResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method Prune not implemented")
+}
+func (UnimplementedKeepServiceServer) Stats(context.Context, *StatsRequest) (*StatsResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Stats not implemented")
+}
+func (UnimplementedKeepServiceServer) Unlock(context.Context, *UnlockRequest) (*UnlockResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Unlock not implemented")
+}
+func (UnimplementedKeepServiceServer) Keys(context.Context, *KeysRequest) (*KeysResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Keys not implemented")
+}
+func (UnimplementedKeepServiceServer) AddKey(context.Context, *AddKeyRequest) (*AddKeyResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method AddKey not implemented")
+}
+func (UnimplementedKeepServiceServer) RemoveKey(context.Context, *RemoveKeyRequest) (*RemoveKeyResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method RemoveKey not implemented")
+}
+func (UnimplementedKeepServiceServer) ChangePassword(context.Context, *ChangePasswordRequest) (*ChangePasswordResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ChangePassword not implemented")
+}
+func (UnimplementedKeepServiceServer) RepairIndex(*RepairIndexRequest, grpc.ServerStreamingServer[RepairIndexResponse]) error {
+	return status.Errorf(codes.Unimplemented, "method RepairIndex not implemented")
+}
+func (UnimplementedKeepServiceServer) RepairPoints(*RepairPointsRequest, grpc.ServerStreamingServer[RepairPointsResponse]) error {
+	return status.Errorf(codes.Unimplemented, "method RepairPoints not implemented")
 }
 func (UnimplementedKeepServiceServer) ListFiles(*ListFilesRequest, grpc.ServerStreamingServer[ListFilesResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method ListFiles not implemented")
@@ -803,6 +961,136 @@ func _KeepService_Prune_Handler(srv interface{}, stream grpc.ServerStream) error
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KeepService_PruneServer = grpc.ServerStreamingServer[PruneResponse]
 
+func _KeepService_Stats_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).Stats(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_Stats_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).Stats(ctx, req.(*StatsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_Unlock_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UnlockRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).Unlock(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_Unlock_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).Unlock(ctx, req.(*UnlockRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_Keys_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(KeysRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).Keys(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_Keys_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).Keys(ctx, req.(*KeysRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_AddKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AddKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).AddKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_AddKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).AddKey(ctx, req.(*AddKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_RemoveKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).RemoveKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_RemoveKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).RemoveKey(ctx, req.(*RemoveKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_ChangePassword_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ChangePasswordRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).ChangePassword(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_ChangePassword_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).ChangePassword(ctx, req.(*ChangePasswordRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _KeepService_RepairIndex_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RepairIndexRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KeepServiceServer).RepairIndex(m, &grpc.GenericServerStream[RepairIndexRequest, RepairIndexResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeepService_RepairIndexServer = grpc.ServerStreamingServer[RepairIndexResponse]
+
+func _KeepService_RepairPoints_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(RepairPointsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(KeepServiceServer).RepairPoints(m, &grpc.GenericServerStream[RepairPointsRequest, RepairPointsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type KeepService_RepairPointsServer = grpc.ServerStreamingServer[RepairPointsResponse]
+
 func _KeepService_ListFiles_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ListFilesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -937,6 +1225,30 @@ var KeepService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _KeepService_Forget_Handler,
 		},
 		{
+			MethodName: "Stats",
+			Handler:    _KeepService_Stats_Handler,
+		},
+		{
+			MethodName: "Unlock",
+			Handler:    _KeepService_Unlock_Handler,
+		},
+		{
+			MethodName: "Keys",
+			Handler:    _KeepService_Keys_Handler,
+		},
+		{
+			MethodName: "AddKey",
+			Handler:    _KeepService_AddKey_Handler,
+		},
+		{
+			MethodName: "RemoveKey",
+			Handler:    _KeepService_RemoveKey_Handler,
+		},
+		{
+			MethodName: "ChangePassword",
+			Handler:    _KeepService_ChangePassword_Handler,
+		},
+		{
 			MethodName: "Doctor",
 			Handler:    _KeepService_Doctor_Handler,
 		},
@@ -988,6 +1300,16 @@ var KeepService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Prune",
 			Handler:       _KeepService_Prune_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RepairIndex",
+			Handler:       _KeepService_RepairIndex_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "RepairPoints",
+			Handler:       _KeepService_RepairPoints_Handler,
 			ServerStreams: true,
 		},
 		{
