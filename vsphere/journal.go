@@ -42,6 +42,8 @@ const (
 	EntryDisk     EntryKind = "disk"
 	EntryMethod   EntryKind = "disabled-method"
 	EntryMachine  EntryKind = "machine"
+	// EntryOverwrite is the writing over disks that exist. It cannot be undone.
+	EntryOverwrite EntryKind = "overwrite"
 )
 
 // entry is a side effect as the journal keeps it.
@@ -52,8 +54,8 @@ type entry struct {
 	Server  string    `json:"server,omitempty"`  // About.InstanceUUID
 	Machine string    `json:"machine,omitempty"` // managed object id
 	Path    string    `json:"path,omitempty"`    // inventory path
-	Object  string    `json:"object,omitempty"`  // snapshot's name, then its id; disk's datastore path; method; machine's id
-	Name    string    `json:"name,omitempty"`    // machine: name; disk: place
+	Object  string    `json:"object,omitempty"`  // snapshot's name, then its id; disk's datastore path; method; machine's id; overwrite: the point
+	Name    string    `json:"name,omitempty"`    // machine: name; disk: place; overwrite: key of the mark
 	Action  string    `json:"action,omitempty"`  // disk: "detach" or "delete"; change tracking: "on" or "reset"
 	Before  []string  `json:"before,omitempty"`  // disk: datastore paths of the machine's disks before
 	Old     *oldDisk  `json:"old,omitempty"`     // disk: what had to make room

@@ -74,6 +74,7 @@ const (
 	keepOther   = "another installation made it"
 	keepServer  = "it is on another server"
 	keepUnknown = "the journal does not know it"
+	keepHalf    = "its disks are overwritten in part: run the restore again"
 	keepWhose   = "whether vmkeep made it cannot be told: detach it if nobody misses it"
 )
 
@@ -181,6 +182,8 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 		return vm.undoDisk(ctx, e)
 	case EntryMethod:
 		return vm.enableMethods(ctx, operation)
+	case EntryOverwrite:
+		return nil // somebody completed it
 	case EntryMachine:
 		return c.undoMachine(ctx, e, operation)
 	}

@@ -16,9 +16,9 @@ import (
 
 // Restores over the disks of an existing machine.
 //
-// While disks are being overwritten the machine carries restoringKey with the point's id in its extra configuration:
-// that is the journal entry. A run that finds it knows that the machine is neither what it was nor what it shall be;
-// change tracking is then not believed, and running the same restore again completes it.
+// While disks are being overwritten the machine carries restoringKey with the point's id in its extra configuration, and
+// the journal an entry. A run that finds the mark knows that the machine is neither what it was nor what it shall be;
+// change tracking is then not believed, and running the same restore again completes it and clears the entry.
 
 // restoringKey marks a machine whose disks are being overwritten.
 const restoringKey = "vmkeep.restoring"
@@ -48,15 +48,15 @@ func (j *restoreJob) inPlace(ctx context.Context) error {
 			j.note(n)
 		}
 		t.touched = true
-		if err := t.vm.SetExtra(ctx, map[string]string{restoringKey: j.point.snapshot.ID.String()}); err != nil {
-			return err
-		}
-		for _, p := range found.pairs {
-			if err := j.overwrite(ctx, t, p, tracked[p.saved.Name]); err != nil {
-				return fmt.Errorf("disk %s: %w", p.saved.Name, err)
+		mark := vsphere.Overwrite{Key: restoringKey, Value: j.point.snapshot.ID.String(), Done: map[string]string{restoredKey: j.op.id}}
+		return t.vm.WithOverwrite(ctx, t.op, mark, func(ctx context.Context) error {
+			for _, p := range found.pairs {
+				if err := j.overwrite(ctx, t, p, tracked[p.saved.Name]); err != nil {
+					return fmt.Errorf("disk %s: %w", p.saved.Name, err)
+				}
 			}
-		}
-		return t.vm.SetExtra(ctx, map[string]string{restoringKey: "", restoredKey: j.op.id})
+			return nil
+		})
 	})
 }
 
@@ -119,12 +119,18 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 	}
 	defer func() {
 		if err := t.op.End(); err != nil {
-			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run `vmkeep recover`"))
+			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run the restore again, or `vmkeep recover`"))
 		}
 	}()
 	j.report.Machine, j.report.MachineID = t.state.Path, t.vm.ID()
+	interrupted := extraConfig(t.state.ConfigInfo, restoringKey) != ""
 	if err := fn(ctx, t); err != nil {
 		return err
+	}
+	if interrupted { // what an earlier run announced is done now
+		if _, err := vc.Recover(ctx, journal, vsphere.RecoverOptions{}); err != nil {
+			j.note(warning(plugin.CodeLeftover, "the entry of the interrupted restore is still in the journal", err.Error(), "run `vmkeep recover`"))
+		}
 	}
 	if j.req.PowerOn {
 		j.scope.phase("power on")

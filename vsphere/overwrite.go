@@ -1,0 +1,70 @@
+package vsphere
+
+import (
+	"context"
+	"errors"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Overwrite says what marks a machine whose disks are being overwritten.
+type Overwrite struct {
+	Key   string            // of the machine's ExtraConfig
+	Value string            // what the disks are to become, as a point's id
+	Done  map[string]string // added to ExtraConfig when all is written
+}
+
+// WithOverwrite runs fn, which overwrites disks of the machine. From before the first byte until fn has succeeded the
+// machine carries the mark and the journal an entry. When fn fails both stay: what was overwritten cannot be undone, only
+// completed, so [Client.Recover] lists the entry until the machine does not carry the mark any more.
+func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, fn func(context.Context) error) error {
+	x, err := op.announce(entry{Kind: EntryOverwrite, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: mark.Value, Name: mark.Key})
+	if err != nil {
+		return err
+	}
+	if err := v.SetExtra(ctx, map[string]string{mark.Key: mark.Value}); err != nil {
+		after, cancel := v.c.afterwards(ctx)
+		defer cancel()
+		if half, e := v.carries(after, mark.Key); e == nil && !half {
+			err = errors.Join(err, x.strike()) // nothing happened
+		}
+		return err
+	}
+	if err := fn(ctx); err != nil {
+		return err
+	}
+	done := map[string]string{mark.Key: ""}
+	for k, value := range mark.Done {
+		done[k] = value
+	}
+	if err := v.SetExtra(ctx, done); err != nil {
+		return err
+	}
+	return x.strike()
+}
+
+// carries reports whether the machine's ExtraConfig has something under the key. A machine that is gone has nothing.
+func (v *VM) carries(ctx context.Context, key string) (bool, error) {
+	vm, err := v.read(ctx, "config.extraConfig")
+	if isNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if vm.Config == nil {
+		return false, nil
+	}
+	return extraValue(vm.Config.ExtraConfig, key) != "", nil
+}
+
+// extraValue is the text under a key; empty when there is none.
+func extraValue(list []types.BaseOptionValue, key string) string {
+	for _, o := range list {
+		if v := o.GetOptionValue(); v.Key == key {
+			text, _ := v.Value.(string)
+			return text
+		}
+	}
+	return ""
+}
