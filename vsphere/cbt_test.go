@@ -290,23 +290,44 @@ func TestChangeIDs(t *testing.T) {
 
 func TestRevertIsSeen(t *testing.T) {
 	w := start(t, machines("web"))
-	v := w.find("web")
-	began, err := w.c.Now(w.ctx)
-	must(t, err)
-	if yes, err := v.Reverted(w.ctx, began); err != nil || yes {
+	v, m := w.find("web"), w.lab.Machine("web")
+	freeze := func() (f Freeze) {
+		var err error
+		f.Begun, err = w.c.Now(w.ctx)
+		must(t, err)
+		_, err = v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin()}, func(ctx context.Context, _ *Snapshot) error {
+			f.Done, err = w.c.Now(ctx)
+			return err
+		})
+		must(t, err)
+		return f
+	}
+	first := freeze()
+	if yes, err := v.Reverted(w.ctx, first); err != nil || yes {
 		t.Errorf("before: %v %v", yes, err)
 	}
 	w.lab.ExpireSessions() // takes collectors along
-	made, err := w.lab.Machine("web").Snapshot("foreign")
+	made, err := m.Snapshot("foreign")
 	must(t, err)
-	must(t, w.lab.Machine("web").Revert(made))
-	if yes, err := v.Reverted(w.ctx, began); err != nil || !yes {
+	must(t, m.Revert(made))
+	if yes, err := v.Reverted(w.ctx, first); err != nil || !yes {
 		t.Errorf("after a revert: %v %v", yes, err)
 	}
-	later, err := w.c.Now(w.ctx)
-	must(t, err)
-	if yes, err := v.Reverted(w.ctx, later); err != nil || yes {
+	second := freeze()
+	if yes, err := v.Reverted(w.ctx, second); err != nil || yes {
 		t.Errorf("the revert was before: %v %v", yes, err)
+	}
+	// Without the events of that time nobody knows, whatever happened since.
+	w.lab.PurgeEvents()
+	for range 2 {
+		if yes, err := v.Reverted(w.ctx, second); !errors.Is(err, ErrNotFound) || yes {
+			t.Errorf("events purged: %v %v", yes, err)
+		}
+		freeze()
+	}
+	w.c.vim.ServiceContent.EventManager = nil
+	if yes, err := v.Reverted(w.ctx, second); !errors.Is(err, ErrUnsuitable) || yes {
+		t.Errorf("no events: %v %v", yes, err)
 	}
 }
 

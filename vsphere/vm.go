@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"path"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
@@ -250,71 +248,4 @@ func (v *VM) gone(ctx context.Context) (bool, error) {
 		return true, nil
 	}
 	return false, err
-}
-
-// isRevert reports whether an event tells of a revert: the task, by the names that vCenter and ESXi give it.
-func isRevert(e types.BaseEvent) bool {
-	t, ok := e.(*types.TaskEvent)
-	if !ok {
-		return false
-	}
-	return slices.ContainsFunc([]string{"revertToCurrentSnapshot", "vm.Snapshot.revert", "Snapshot.revert", "revertToSnapshot"}, func(s string) bool {
-		return strings.HasSuffix(t.Info.DescriptionId, s)
-	})
-}
-
-// Reverted reports whether the machine was reverted to a snapshot after since, by the server's clock, as far as its
-// events tell: they may be purged, and an ESXi host keeps few. Increments across a revert are not to be trusted.
-func (v *VM) Reverted(ctx context.Context, since time.Time) (bool, error) {
-	em := v.c.vim.ServiceContent.EventManager
-	if em == nil {
-		return false, nil
-	}
-	// Not QueryEvents: it gives only the newest events, and ESXi hosts do not have it. Not a filter by type either: how
-	// types are spelled in it differs between versions.
-	filter := types.EventFilterSpec{
-		Entity: &types.EventFilterSpecByEntity{Entity: v.ref(), Recursion: types.EventFilterSpecRecursionOptionSelf},
-		Time:   &types.EventFilterSpecByTime{BeginTime: &since},
-	}
-	for attempt := 0; ; attempt++ {
-		yes, err := v.seen(ctx, *em, filter, isRevert)
-		switch {
-		case err == nil:
-			return yes, nil
-		case isNotFound(err) && attempt < 3: // a collector dies with its session
-		default:
-			return false, fmt.Errorf("read the events of %s: %w", v.label(), err)
-		}
-	}
-}
-
-// eventPage is how many events are asked for at a time, the most that vSphere gives.
-const eventPage = 1000
-
-// seen reports whether an event that the filter lets through is one of those meant.
-func (v *VM) seen(ctx context.Context, manager ref, filter types.EventFilterSpec, meant func(types.BaseEvent) bool) (bool, error) {
-	made, err := methods.CreateCollectorForEvents(ctx, v.c.vim, &types.CreateCollectorForEvents{This: manager, Filter: filter})
-	if err != nil {
-		return false, err
-	}
-	collector := made.Returnval
-	defer func() {
-		after, cancel := v.c.afterwards(ctx)
-		defer cancel()
-		if _, err := methods.DestroyCollector(after, v.c.vim, &types.DestroyCollector{This: collector}); err != nil {
-			v.c.log.Debug("event collector not destroyed", "error", err) // it goes with the session
-		}
-	}()
-	for {
-		page, err := methods.ReadNextEvents(ctx, v.c.vim, &types.ReadNextEvents{This: collector, MaxCount: eventPage})
-		if err != nil {
-			return false, err
-		}
-		if slices.ContainsFunc(page.Returnval, meant) {
-			return true, nil
-		}
-		if len(page.Returnval) == 0 {
-			return false, nil
-		}
-	}
 }

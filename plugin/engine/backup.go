@@ -31,11 +31,7 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 		if req.Unprotected != "" && req.Unprotected != "skip" && req.Unprotected != "fail" {
 			return invalid("unprotected", fmt.Sprintf("unknown policy %q", req.Unprotected), "use skip or fail")
 		}
-		vc, err := op.conn.vsphere(ctx)
-		if err != nil {
-			return err
-		}
-		journal, err := op.conn.openJournal()
+		vc, journal, err := op.changing(ctx)
 		if err != nil {
 			return err
 		}
@@ -44,7 +40,6 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 			return err
 		}
 		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
-			op.recoverFirst(ctx, vc, journal)
 			previous, err := newestPoints(ctx, r)
 			if err != nil {
 				return err
@@ -78,22 +73,6 @@ func selected(ctx context.Context, vc *vsphere.Client, s plugin.Selection) ([]vs
 			Remedy: "list what there is with `vmkeep machines`"}
 	}
 	return machines, nil
-}
-
-// recoverFirst undoes what former runs left. What cannot be undone is told and does not stop a backup.
-func (op *operation) recoverFirst(ctx context.Context, vc *vsphere.Client, j *vsphere.Journal) {
-	s := scope{out: op.out}
-	report, err := vc.Recover(ctx, j, vsphere.RecoverOptions{})
-	if err != nil {
-		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
-		return
-	}
-	for _, l := range report.Undone {
-		s.info(plugin.CodeLeftover, "removed what an interrupted run had left", leftoverText(l))
-	}
-	for _, l := range report.Failed {
-		s.tell(warning(plugin.CodeLeftover, "a trace of an interrupted run could not be removed", leftoverText(l.Leftover)+": "+l.Err.Error(), "run `vmkeep recover` when the machine is free"))
-	}
 }
 
 // freeSpace is how many bytes each datastore must have free, by name.
@@ -390,6 +369,9 @@ func foreignSnapshots(st *vsphere.State) []string {
 // look completes what has to be known of the machine before change ids are trusted. It comes after the snapshot: what
 // happens to the machine from now on is not in this point.
 func (j *machineBackup) look(ctx context.Context, vm *vsphere.VM, prev *loadedPoint) (err error) {
+	if j.manifest.Frozen, err = j.run.vc.Now(ctx); err != nil {
+		return err
+	}
 	j.facts.restored, j.facts.snapshots, j.facts.attached = j.manifest.Machine.Restored, j.manifest.Machine.Snapshots, attachedDisks(j.manifest.Config)
 	if prev == nil || prev.manifest == nil || j.run.req.Full {
 		return nil

@@ -7,7 +7,6 @@ import (
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend/location"
-	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // InitRepository implements [plugin.Service].
@@ -52,37 +51,4 @@ func (e *Engine) Machines(ctx context.Context, s plugin.Selection) ([]plugin.Mac
 		return err
 	})
 	return out, err
-}
-
-// Recover implements [plugin.Service].
-func (e *Engine) Recover(ctx context.Context, emit func(plugin.Event)) (plugin.RecoverReport, error) {
-	var out plugin.RecoverReport
-	err := e.operate(ctx, "recover", emit, func(ctx context.Context, op *operation) error {
-		vc, err := op.conn.vsphere(ctx)
-		if err != nil {
-			return err
-		}
-		j, err := op.conn.openJournal()
-		if err != nil {
-			return err
-		}
-		report, err := vc.Recover(ctx, j, vsphere.RecoverOptions{})
-		for _, l := range report.Undone {
-			out.Undone = append(out.Undone, leftoverOf(l, nil))
-		}
-		for _, l := range report.Kept {
-			out.Remaining = append(out.Remaining, leftoverOf(l, &plugin.Error{Code: plugin.CodeLeftover, Summary: "left alone", Detail: l.Keep}))
-		}
-		for _, l := range report.Failed {
-			var why *plugin.Error
-			errors.As(failure(l.Err), &why)
-			out.Remaining = append(out.Remaining, leftoverOf(l.Leftover, why))
-		}
-		return err
-	})
-	return out, err
-}
-
-func leftoverOf(l vsphere.Leftover, err *plugin.Error) plugin.Leftover {
-	return plugin.Leftover{Operation: l.Operation, Kind: string(l.Kind), Machine: l.Machine, Detail: l.Object, Err: err}
 }

@@ -22,8 +22,9 @@ const manifestLimit = 64 << 20
 type manifest struct {
 	Version int       `json:"version"`
 	Tool    string    `json:"tool"`
-	Time    time.Time `json:"time"`           // when the snapshot was taken
-	Begun   time.Time `json:"begun,omitzero"` // by the server's clock, before the snapshot was taken
+	Time    time.Time `json:"time"`            // when the snapshot was taken
+	Begun   time.Time `json:"begun,omitzero"`  // by the server's clock, before the snapshot was taken
+	Frozen  time.Time `json:"frozen,omitzero"` // by the server's clock, after
 
 	Machine     manifestMachine    `json:"machine"`
 	Consistency plugin.Consistency `json:"consistency"`

@@ -160,11 +160,7 @@ func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter
 
 // newMachine makes a machine like the saved one and fills its disks.
 func (j *restoreJob) newMachine(ctx context.Context) error {
-	vc, err := j.op.conn.vsphere(ctx)
-	if err != nil {
-		return err
-	}
-	journal, err := j.op.conn.openJournal()
+	vc, journal, err := j.op.changing(ctx)
 	if err != nil {
 		return err
 	}

@@ -85,11 +85,7 @@ func (t *machineTarget) look(ctx context.Context, j *restoreJob, check func(cont
 // onMachine finds the machine to write to, makes sure that it can be written to before anything is done to it, that it
 // is off, and runs fn with a journal. A machine that was switched off and could not be written to runs again.
 func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, *machineTarget) error, fn func(context.Context, *machineTarget) error) (err error) {
-	vc, err := j.op.conn.vsphere(ctx)
-	if err != nil {
-		return err
-	}
-	journal, err := j.op.conn.openJournal()
+	vc, journal, err := j.op.changing(ctx)
 	if err != nil {
 		return err
 	}

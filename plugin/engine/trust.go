@@ -53,7 +53,7 @@ type machineFacts struct {
 // or nothing. Change ids do not tell: after a revert they go on from the snapshot's, and one from before is accepted
 // and answered with too little as soon as the sequence has caught up.
 func revertsSince(ctx context.Context, vm *vsphere.VM, point *manifest) (string, error) {
-	yes, err := vm.Reverted(ctx, point.begun())
+	yes, err := vm.Reverted(ctx, vsphere.Freeze{Begun: point.Begun, Done: point.Frozen})
 	switch {
 	case err == nil && yes:
 		return reasonReverted, nil

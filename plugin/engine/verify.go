@@ -38,11 +38,7 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 		if !(req.Sample > 0 && req.Sample <= 1) {
 			return invalid("sample", fmt.Sprintf("a sample of %v", req.Sample), "use a share above 0, up to 1")
 		}
-		vc, err := op.conn.vsphere(ctx)
-		if err != nil {
-			return err
-		}
-		journal, err := op.conn.openJournal()
+		vc, journal, err := op.changing(ctx)
 		if err != nil {
 			return err
 		}

@@ -43,6 +43,7 @@ type sim struct {
 	taskSeq  int
 	watched  map[ref]chan struct{}
 	tasks    sync.WaitGroup
+	purged   time.Time // events from before are forgotten
 	closing  chan struct{}
 
 	nfc    nfcState
@@ -88,6 +89,8 @@ func taken(kind, method string) bool {
 		}
 	case "FileManager":
 		return method == "DeleteDatastoreFile_Task"
+	case "EventManager":
+		return method == "CreateCollectorForEvents"
 	case "AuthorizationManager":
 		switch method {
 		case "HasPrivilegeOnEntities", "HasPrivilegeOnEntity", "HasUserPrivilegeOnEntities", "FetchUserPrivilegeOnEntities":

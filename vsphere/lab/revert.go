@@ -1,8 +1,6 @@
 package lab
 
 import (
-	"time"
-
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/soap"
@@ -51,15 +49,6 @@ func (s *sim) revert(ctx *simulator.Context, r ref, which *ref) (fault types.Bas
 		return &types.ManagedObjectNotFound{Obj: r}
 	}
 	return fault
-}
-
-// postTask makes the event that says that a task began. Machine lock held.
-func (s *sim) postTask(ctx *simulator.Context, vm *simulator.VirtualMachine, description string) {
-	event := &types.TaskEvent{Info: types.TaskInfo{DescriptionId: description, Entity: &vm.Self, EntityName: vm.Name, QueueTime: time.Now(),
-		State: types.TaskInfoStateRunning}}
-	event.Vm = &types.VmEventArgument{EntityEventArgument: types.EntityEventArgument{Name: vm.Name}, Vm: vm.Self}
-	m := s.reg.EventManager()
-	ctx.WithLock(m, func() { m.PostEvent(ctx, &types.PostEvent{This: m.Self, EventToPost: event}) })
 }
 
 func (s *sim) goBack(ctx *simulator.Context, vm *simulator.VirtualMachine, which *ref) types.BaseMethodFault {

@@ -42,7 +42,10 @@ type snapshotRequest struct {
 
 func (s *sim) createSnapshot(r ref, req snapshotRequest) (ref, *soap.Fault) {
 	return s.onMachine(r, "createSnapshot", func(ctx *simulator.Context) (res types.AnyType, fault types.BaseMethodFault) {
-		if !s.withVM(ctx, r, func(vm *simulator.VirtualMachine) { res, fault = s.takeSnapshot(ctx, vm, req) }) {
+		if !s.withVM(ctx, r, func(vm *simulator.VirtualMachine) {
+			s.postTask(ctx, vm, "VirtualMachine.createSnapshot")
+			res, fault = s.takeSnapshot(ctx, vm, req)
+		}) {
 			fault = &types.ManagedObjectNotFound{Obj: r}
 		}
 		return res, fault
