@@ -15,7 +15,7 @@ export CGO_ENABLED := 0
 # What the tests and benchmarks run or compare with, as Debian names it. This is the one list of it.
 PACKAGES := gcc protobuf-compiler libprotobuf-dev python3-grpcio python3-protobuf \
   e2fsprogs xfsprogs btrfs-progs ntfs-3g dosfstools exfatprogs lvm2 genisoimage attr acl \
-  mtools xorriso gdisk thin-provisioning-tools util-linux mount \
+  libhivex-bin libwin-hivex-perl mtools xorriso gdisk thin-provisioning-tools util-linux mount \
   qemu-utils nbdkit libnbd-bin fuse3 openssh-server openssh-client openssh-sftp-server rclone
 
 .PHONY: help

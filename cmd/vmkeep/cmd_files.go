@@ -14,8 +14,9 @@ func (a *app) filesCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "files", Short: "List and restore files of guests", Args: cobra.NoArgs,
 		Long: `List and restore single files of the guest inside a point, without starting or entering the guest.
 
-Paths are as in the guest: /etc/fstab or C:\Users\ann. Without a path, the volumes are listed. A volume that the
-guest mounts nowhere is named with --volume. Putting files into a machine is not possible: restore the disk, or copy
+Paths are as in the guest: /etc/fstab, C:\Users\ann or C:/Users/ann. Mount points come from the guest's own fstab, drive
+letters and mounted folders from its registry; / of Windows holds its drives. Without a path, the volumes are listed.
+A volume that the guest mounts nowhere is named with --volume. Putting files into a machine is not possible: restore the disk, or copy
 them in by the guest's own means.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	cmd.AddCommand(a.filesList(), a.filesFind(), a.filesGet(), a.filesDiff())

@@ -70,9 +70,9 @@ func readTree(ctx context.Context, s guestReader, r plugin.FileRequest, content 
 	}
 	// One archive instead of a call for each file: every call opens the repository anew.
 	t.sums = map[string][sha256.Size]byte{}
-	dir := path.Dir(path.Clean("/" + strings.ReplaceAll(r.Path, `\`, "/")))
+	dir := archiveBase(r.Path)
 	err := readArchive(ctx, s, r, func(h *tar.Header, content io.Reader) error {
-		name := path.Join(dir, h.Name)
+		name := guestName(dir, h.Name)
 		switch h.Typeflag {
 		case tar.TypeReg:
 			sum := sha256.New()
@@ -81,7 +81,7 @@ func readTree(ctx context.Context, s guestReader, r plugin.FileRequest, content 
 			}
 			t.sums[name] = [sha256.Size]byte(sum.Sum(nil))
 		case tar.TypeLink:
-			t.sums[name] = t.sums[path.Join(dir, h.Linkname)]
+			t.sums[name] = t.sums[guestName(dir, h.Linkname)]
 		}
 		return nil
 	})
@@ -104,6 +104,33 @@ func readTree(ctx context.Context, s guestReader, r plugin.FileRequest, content 
 		t.sums[name] = [sha256.Size]byte(sum.Sum(nil))
 	}
 	return t, nil
+}
+
+// archiveBase is the guest directory that names in an archive of a path are relative to: the one that the path is in,
+// or, where it is a drive of Windows, the drive.
+func archiveBase(name string) string {
+	name = strings.ReplaceAll(name, `\`, "/")
+	p := strings.TrimLeft(name, "/")
+	if !isWindows(p) {
+		return path.Dir(path.Clean("/" + name))
+	}
+	if p = path.Clean(strings.ToUpper(p[:1]) + p[1:]); len(p) == len("C:") {
+		return p
+	}
+	return path.Dir(p)
+}
+
+// guestName is the path in the guest of a name in an archive. An archive of all drives names them.
+func guestName(dir, name string) string {
+	if dir == "/" && isWindows(name) {
+		return path.Clean(name)
+	}
+	return path.Join(dir, name)
+}
+
+// isWindows reports whether a path begins with a drive letter.
+func isWindows(name string) bool {
+	return len(name) >= 2 && name[1] == ':' && (name[0]|0x20) >= 'a' && (name[0]|0x20) <= 'z' && (len(name) == 2 || name[2] == '/')
 }
 
 // readArchive calls fn for every entry of an archive of guest files while it arrives.

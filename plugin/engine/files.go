@@ -74,6 +74,9 @@ func guestFailure(err error) error {
 // where the guest mounts it: "/home", "C:".
 func (g *guest) volume(want string) (*mount.Volume, error) {
 	var found []*mount.Volume
+	if drive, rest := mount.Drive(want); strings.Trim(rest, `\/`) == "" && drive != "" {
+		want = drive // C:\
+	}
 	for _, s := range g.machine.Systems() {
 		for _, p := range s.Mounts {
 			if p.Volume != nil && p.Dir == "" && strings.EqualFold(p.Path, want) {
@@ -117,35 +120,60 @@ func (p place) inode() inode { return inode{p.fs, p.id} }
 // child is an entry of a directory, or the root of what the guest mounts there and can be opened.
 func (p place) child(entry guestfs.Entry) place {
 	at := place{fs: p.fs, id: entry.ID, path: join(p.path, entry.Name), system: p.system}
-	if p.system == nil {
-		return at
-	}
-	for _, m := range p.system.Mounts {
-		if m.Path != at.path || m.Volume == nil {
-			continue
+	if p.system != nil {
+		// Where the volume cannot be opened, the empty directory below is what can be shown.
+		if root, ok := p.system.Cross(at.path, p.fs, entry); ok {
+			at.fs, at.id = root.FS, root.ID
 		}
-		f, err := m.Volume.Open()
-		if err != nil {
-			break // the empty directory below is what can be shown
-		}
-		if id, err := f.Walk(m.Dir); err == nil {
-			at.fs, at.id = f, id
-		}
-		break
 	}
 	return at
 }
 
+// drives are the roots of the drives of Windows, which lie below no directory.
+func (p place) drives(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error) error {
+	for _, m := range p.system.Mounts {
+		if m.Volume == nil {
+			continue
+		}
+		root, err := p.system.Find(m.Path)
+		if err != nil {
+			continue // the list of volumes says why
+		}
+		at := place{fs: root.FS, id: root.ID, path: root.Path, system: p.system}
+		a, err := at.fs.Stat(at.id)
+		if err != nil {
+			return fmt.Errorf("%s: %w", at.path, err)
+		}
+		if wanted(at.path, req.Globs) {
+			if err := fn(at, a); err != nil {
+				return err
+			}
+		}
+		if !req.Recursive {
+			continue
+		}
+		if err := at.below(ctx, req, fn, map[inode]bool{at.inode(): true}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // find resolves a request to a place. Without a volume the path is one of the guest's own, across its mount points;
-// where no operating system is found, one of the only volume that can be read.
+// where no operating system is found, one of the only volume that can be read. Above the drives of Windows the place
+// has no file system: only walk accepts it.
 func (g *guest) find(req plugin.FileRequest) (place, error) {
 	if req.Volume == "" {
 		if systems := g.machine.Systems(); len(systems) > 0 {
-			at, err := systems[0].Find(req.Path)
-			if err == nil && at.FS == nil { // above the drives of Windows
-				err = &plugin.Error{Code: plugin.CodeFile, Summary: "the path names no drive", Object: req.Path, Remedy: `begin it with one: C:\`}
+			s := systems[0]
+			drive, _ := mount.Drive(strings.TrimLeft(req.Path, "/"))
+			for _, other := range systems { // a machine that starts one of several
+				if drive != "" && other.Windows() && !s.Windows() {
+					s = other
+				}
 			}
-			return place{fs: at.FS, id: at.ID, path: at.Path, system: &systems[0]}, err
+			at, err := s.Find(req.Path)
+			return place{fs: at.FS, id: at.ID, path: at.Path, system: &s}, err
 		}
 	}
 	p := place{path: path.Clean("/" + req.Path)}
@@ -155,6 +183,9 @@ func (g *guest) find(req plugin.FileRequest) (place, error) {
 	}
 	if p.fs, err = v.Open(); err != nil {
 		return p, err
+	}
+	if p.fs.Info().Type == "ntfs" || p.fs.Info().Type == "vfat" || p.fs.Info().Type == "exfat" {
+		p.path = path.Clean("/" + strings.ReplaceAll(req.Path, `\`, "/")) // no name there has a backslash
 	}
 	if p.id, err = p.fs.Walk(p.path); err != nil {
 		return p, fmt.Errorf("%s: %w", p.path, err)
@@ -207,11 +238,12 @@ func (e *Engine) ListFiles(ctx context.Context, req plugin.FileRequest, fn func(
 	})
 }
 
-// volumes lists the volumes, readable or not.
+// volumes lists the volumes, readable or not, with the places where the guest mounts them.
 func (g *guest) volumes(fn func(plugin.File) error) error {
+	systems := g.machine.Systems()
 	for _, v := range g.machine.Volumes() {
 		f := plugin.File{Path: v.Name, Type: "volume", Size: v.Size}
-		var notes []string
+		notes := mountedAt(systems, v)
 		for _, s := range []string{v.Type, v.Label, v.UUID, v.Advice} {
 			if s != "" {
 				notes = append(notes, s)
@@ -237,11 +269,43 @@ func (g *guest) volumes(fn func(plugin.File) error) error {
 	return nil
 }
 
+// mountedAt tells which systems a volume holds, and where they mount it.
+func mountedAt(systems []mount.System, v *mount.Volume) []string {
+	var notes []string
+	for _, s := range systems {
+		if s.Root == v && s.Name != "" {
+			notes = append(notes, s.Name)
+		}
+		for _, p := range s.Mounts {
+			if p.Volume != v {
+				continue
+			}
+			note := "mounted at " + p.Path
+			if p.Dir != "" {
+				note = "its directory " + p.Dir + " mounted at " + p.Path
+			}
+			if p.Guess {
+				note += " (a guess)"
+			}
+			notes = append(notes, note)
+		}
+		for _, n := range s.Notes {
+			if s.Root == v {
+				notes = append(notes, n.Text)
+			}
+		}
+	}
+	return notes
+}
+
 // maxDepth bounds walking a guest's directories, whose loops are the guest's to make.
 const maxDepth = 1024
 
 // walk calls fn for a file, the entries of a directory, or everything below it, by the names that req wants.
 func (p place) walk(ctx context.Context, req plugin.FileRequest, fn func(place, guestfs.Attr) error) error {
+	if p.fs == nil {
+		return p.drives(ctx, req, fn)
+	}
 	a, err := p.fs.Stat(p.id)
 	if err != nil {
 		return err
@@ -353,6 +417,9 @@ func (e *Engine) ReadFile(ctx context.Context, req plugin.FileRequest, fn func(p
 		p, err := g.find(req)
 		if err != nil {
 			return err
+		}
+		if p.fs == nil {
+			return &plugin.Error{Code: plugin.CodeFile, Summary: "the path names no drive", Object: req.Path, Remedy: `begin it with one: C:\`}
 		}
 		f, err := p.fs.Open(p.id, req.Stream)
 		if err != nil {

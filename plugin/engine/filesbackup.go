@@ -182,6 +182,7 @@ func (b *fileBackup) store(ctx context.Context, disks []guestDisk, old *restic.T
 	}
 	machine := mount.Open(open)
 	g := &guest{machine: machine}
+	systems := machine.Systems()
 	chosen, err := b.volumes(g)
 	if err != nil {
 		return restic.ID{}, err
@@ -206,7 +207,8 @@ func (b *fileBackup) store(ctx context.Context, disks []guestDisk, old *restic.T
 		if err != nil {
 			return restic.ID{}, fmt.Errorf("volume %s: %w", v.Name, err)
 		}
-		w := &volumeBackup{fileBackup: b, number: uint64(len(out.Nodes) + 1), above: map[guestfs.ID]bool{at.id: true}}
+		w := &volumeBackup{fileBackup: b, number: uint64(len(out.Nodes) + 1), above: map[guestfs.ID]bool{at.id: true},
+			paths: newGuestPaths(systems, v, system.Info().FoldCase)}
 		id, _, err := w.directory(ctx, at, subtree(ctx, b.repo, old, name), false)
 		if err != nil {
 			return restic.ID{}, fmt.Errorf("volume %s: %w", v.Name, err)
@@ -273,7 +275,8 @@ func subtree(ctx context.Context, r *repo.Repository, t *restic.Tree, name strin
 // volumeBackup stores the files of one volume.
 type volumeBackup struct {
 	*fileBackup
-	number uint64              // of the volume, as device id
+	number uint64 // of the volume, as device id
+	paths  guestPaths
 	above  map[guestfs.ID]bool // directories that the present one lies in
 }
 
@@ -294,10 +297,10 @@ func (b *volumeBackup) directory(ctx context.Context, dir place, old *restic.Tre
 				return err
 			}
 			at := place{fs: dir.fs, id: entry.ID, path: join(dir.path, entry.Name)}
-			if matchesPath(b.sel.Excludes, at.path) {
+			if b.paths.match(b.sel.Excludes, at.path) {
 				continue
 			}
-			wanted := inside || len(b.sel.Includes) == 0 || matchesPath(b.sel.Includes, at.path)
+			wanted := inside || len(b.sel.Includes) == 0 || b.paths.match(b.sel.Includes, at.path)
 			a, err := at.fs.Stat(entry.ID)
 			if err != nil {
 				return fmt.Errorf("%s: %w", at.path, err)
@@ -553,23 +556,4 @@ func describeNode(n *restic.Node, at place, a guestfs.Attr) error {
 	}
 	slices.SortFunc(n.ExtendedAttributes, func(x, y restic.ExtendedAttribute) int { return strings.Compare(x.Name, y.Name) })
 	return nil
-}
-
-// matchesPath reports whether a guest path, or a directory above it, matches a glob over whole paths, or its last
-// name matches a glob without a slash.
-func matchesPath(globs []string, name string) bool {
-	for _, g := range globs {
-		if !strings.Contains(g, "/") {
-			if ok, _ := path.Match(g, path.Base(name)); ok {
-				return true
-			}
-			continue
-		}
-		for p := name; p != "/" && p != "."; p = path.Dir(p) {
-			if ok, _ := path.Match(g, p); ok {
-				return true
-			}
-		}
-	}
-	return false
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vddk/mount"
 	"github.com/vmkeep/vmkeep/vddk/mount/guestfs"
 )
 
@@ -31,13 +32,15 @@ func (e *Engine) TarFiles(ctx context.Context, req plugin.FileRequest, fn func([
 			return err
 		}
 		out := &pieces{emit: fn}
-		archive := &archiver{w: tar.NewWriter(out), base: path.Dir(p.path), seen: map[inode]string{}}
+		archive := &archiver{w: tar.NewWriter(out), base: archiveBase(p.path), seen: map[inode]string{}}
 		req.Recursive = true
-		if a, err := p.fs.Stat(p.id); err != nil {
-			return err
-		} else if a.Type == guestfs.Directory && archive.name(p.path) != "" && len(req.Globs) == 0 {
-			if err := archive.add(p, a); err != nil {
+		if p.fs != nil {
+			if a, err := p.fs.Stat(p.id); err != nil {
 				return err
+			} else if a.Type == guestfs.Directory && archive.name(p.path) != "" && len(req.Globs) == 0 {
+				if err := archive.add(p, a); err != nil {
+					return err
+				}
 			}
 		}
 		if err := p.walk(ctx, req, archive.add); err != nil {
@@ -48,6 +51,15 @@ func (e *Engine) TarFiles(ctx context.Context, req plugin.FileRequest, fn func([
 		}
 		return out.flush()
 	})
+}
+
+// archiveBase is what the names in an archive of p are relative to: the directory that p is in. A drive of Windows is in
+// none, and its files are named as those of "/" are.
+func archiveBase(p string) string {
+	if drive, rest := mount.Drive(p); rest == "" && drive != "" {
+		return p
+	}
+	return path.Dir(p)
 }
 
 // archiver writes guest files to a tar archive.

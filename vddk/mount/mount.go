@@ -64,12 +64,13 @@ type Volume struct {
 	Paths   []string
 	Missing string // what part of it lies on disks not given; empty when it is complete
 
-	disk   int // number of the disk of a whole disk or partition, else -1
-	format *guestfs.Format
-	src    []*guestfs.Source
-	once   sync.Once
-	fs     *guestfs.FS
-	err    error
+	disk    int    // number of the disk of a whole disk or partition, else -1
+	logical string // UUID by which a volume manager knows a logical volume
+	format  *guestfs.Format
+	src     []*guestfs.Source
+	once    sync.Once
+	fs      *guestfs.FS
+	err     error
 }
 
 // Machine-wide bounds on what hostile tables may make us look at.
@@ -108,7 +109,7 @@ func Open(disks []Disk) *Machine {
 		m.volumes = append(m.volumes, v)
 	}
 	for _, l := range logical {
-		v := &Volume{Name: l.Name, Size: l.Dev.Size(), Paths: l.Paths, Missing: l.Missing, disk: -1}
+		v := &Volume{Name: l.Name, Size: l.Dev.Size(), Paths: l.Paths, Missing: l.Missing, disk: -1, logical: l.UUID}
 		m.identify(v, l.Dev)
 		m.volumes = append(m.volumes, v)
 	}

@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"path"
 	"slices"
 	"strconv"
@@ -21,6 +19,10 @@ type System struct {
 	Name   string  // "Debian GNU/Linux 12 (bookworm)", as the guest calls itself; may be empty
 	Root   *Volume // where it was found
 	Mounts []MountPoint
+	Notes  []guestfs.Note // what is uncertain of them
+
+	windows bool
+	byGUID  map[string]MountPoint // of Windows: volumes by the GUID in their names, which mount points lead to
 }
 
 // MountPoint is a place in a guest's tree of files.
@@ -59,6 +61,9 @@ func (m *Machine) Systems() []System {
 				out = append(out, s)
 				break
 			}
+		}
+		if s, ok := m.windows(v, f); ok {
+			out = append(out, s)
 		}
 	}
 	// A copy of a root file system (made by an upgrade, or for a rescue system) has an fstab too: first come those
@@ -286,108 +291,4 @@ func diskName(s string) (disk, part int, ok bool) {
 		return disk - 1, part, true
 	}
 	return 0, 0, false
-}
-
-// maxLinks is how many symbolic links a path may go through, as in Linux.
-const maxLinks = 40
-
-// Find finds a path of the guest across its mount points. Symbolic links on the way are followed inside the guest's
-// tree, the last name is not. ".." leads up, never above the root.
-func (s System) Find(name string) (Place, error) {
-	rest := strings.Split(strings.ReplaceAll(name, `\`, s.separator()), "/")
-	at, err := s.at("/")
-	windows := s.windows()
-	if err != nil && !windows {
-		return Place{}, err
-	}
-	trail := []Place{at}
-	links := 0
-	for len(rest) > 0 {
-		elem := rest[0]
-		rest = rest[1:]
-		here := trail[len(trail)-1]
-		switch elem {
-		case "", ".":
-			continue
-		case "..":
-			if len(trail) > 1 {
-				trail = trail[:len(trail)-1]
-			}
-			continue
-		}
-		full := path.Join(here.Path, elem)
-		if windows && len(trail) == 1 {
-			full = strings.ToUpper(elem)
-		}
-		if next, err := s.at(full); err == nil {
-			trail = append(trail, next)
-			continue
-		} else if !errors.Is(err, errNoMount) {
-			return Place{}, err
-		}
-		if here.FS == nil {
-			return Place{}, fmt.Errorf("%s: no volume is mounted there: %w", full, fs.ErrNotExist)
-		}
-		id, err := here.FS.Lookup(here.ID, elem)
-		if err != nil {
-			return Place{}, fmt.Errorf("%s: %w", full, err)
-		}
-		next := Place{full, here.Volume, here.FS, id}
-		a, err := here.FS.Stat(id)
-		if err != nil {
-			return Place{}, fmt.Errorf("%s: %w", full, err)
-		}
-		if a.Type != guestfs.Symlink || windows || len(rest) == 0 {
-			trail = append(trail, next)
-			continue
-		}
-		if links++; links > maxLinks {
-			return Place{}, fmt.Errorf("%s: more than %d symbolic links", name, maxLinks)
-		}
-		target, err := here.FS.Readlink(id)
-		if err != nil {
-			return Place{}, fmt.Errorf("%s: %w", full, err)
-		}
-		if strings.HasPrefix(target, "/") {
-			trail = trail[:1]
-		}
-		rest = append(strings.Split(target, "/"), rest...)
-	}
-	return trail[len(trail)-1], nil
-}
-
-func (s System) windows() bool {
-	return slices.ContainsFunc(s.Mounts, func(p MountPoint) bool { return len(p.Path) == 2 && p.Path[1] == ':' })
-}
-
-// separator is what a backslash means in a path.
-func (s System) separator() string {
-	if s.windows() {
-		return "/"
-	}
-	return `\`
-}
-
-var errNoMount = errors.New("nothing is mounted there")
-
-// at is the root of what is mounted at a path.
-func (s System) at(full string) (Place, error) {
-	for _, p := range s.Mounts {
-		if p.Path != full {
-			continue
-		}
-		if p.Volume == nil {
-			return Place{}, fmt.Errorf("%s: the guest mounts %s there, which is not among the disks given: open all disks of the machine together", full, p.Source)
-		}
-		f, err := p.Volume.Open()
-		if err != nil {
-			return Place{}, fmt.Errorf("%s: %w", full, err)
-		}
-		id, err := f.Walk(p.Dir)
-		if err != nil {
-			return Place{}, fmt.Errorf("%s: %w", full, err)
-		}
-		return Place{full, p.Volume, f, id}, nil
-	}
-	return Place{}, errNoMount
 }

@@ -67,3 +67,20 @@ func FuzzFstab(f *testing.F) {
 		}
 	})
 }
+
+func FuzzWindowsDevice(f *testing.F) {
+	f.Add([]byte("\x78\x56\x34\x12\x00\x00\x10\x00\x00\x00\x00\x00"), `Volume{x}`)
+	f.Add([]byte("DMIO:ID:0123456789abcdef"), `c:\Users`)
+	m := guest()
+	f.Fuzz(func(t *testing.T, device []byte, name string) {
+		if _, ok := deviceOf(device); ok {
+			m.byWindowsDevice(device)
+		}
+		if guid, ok := volumeGUID(name); ok && len(guid) >= len(name) {
+			t.Errorf("%q holds the GUID %q", name, guid)
+		}
+		if drive, rest := Drive(name); len(drive+rest) != len(name) {
+			t.Errorf("%q is %q and %q", name, drive, rest)
+		}
+	})
+}

@@ -1,6 +1,7 @@
 package ldm
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
 )
@@ -20,6 +21,7 @@ type volume struct {
 	name   string
 	size   int64  // bytes
 	letter string // drive hint
+	guid   string // 32 hex digits
 }
 
 // Kinds of components.
@@ -178,7 +180,7 @@ func (db *database) add(b []byte) {
 		r.skip(8 + 8)
 		v.size = r.sectors()
 		if !r.spent {
-			v.letter = hint(r, flags)
+			v.guid, v.letter = identity(r, flags)
 			db.volumes = append(db.volumes, v)
 		}
 	case typeComponent:
@@ -224,10 +226,11 @@ func (db *database) add(b []byte) {
 	}
 }
 
-// hint is the drive letter that a volume asks for, behind fields that are there or not.
-func hint(r *reader, flags byte) string {
+// identity is the GUID of a volume and the drive letter that it asks for, behind fields that are there or not.
+func identity(r *reader, flags byte) (guid, letter string) {
 	const hasFirstID, hasSecondID, hasSize, hasLetter = 0x08, 0x20, 0x80, 0x02
-	r.skip(4 + 1 + 16) // 0, type of partition, GUID
+	r.skip(4 + 1) // 0, type of partition
+	guid = hex.EncodeToString(r.take(16))
 	if flags&hasFirstID != 0 {
 		r.text()
 	}
@@ -238,7 +241,7 @@ func hint(r *reader, flags byte) string {
 		r.number()
 	}
 	if flags&hasLetter == 0 || r.spent {
-		return ""
+		return guid, ""
 	}
-	return r.text()
+	return guid, r.text()
 }

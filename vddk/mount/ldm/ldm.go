@@ -163,7 +163,7 @@ func assemble(disks []*disk, out *device.Assembly) {
 			out.Problems = append(out.Problems, fmt.Sprintf("%s: %v", name, err))
 			continue
 		}
-		l := device.Logical{Dev: dev, Name: name, Missing: missing}
+		l := device.Logical{Dev: dev, Name: name, UUID: v.guid, Missing: missing}
 		if v.letter != "" {
 			l.Paths = []string{v.letter}
 		}

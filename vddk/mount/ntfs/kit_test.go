@@ -1,7 +1,6 @@
 package ntfs_test
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,45 +21,6 @@ import (
 
 const mib = 1 << 20
 
-// mounted mounts an image with ntfs-3g and calls fn with the directory.
-func mounted(t *testing.T, image, options string, fn func(dir string)) {
-	t.Helper()
-	dir := filepath.Join(filepath.Dir(image), "mnt")
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer
-	cmd := exec.Command("ntfs-3g", "-o", "no_detach,streams_interface=xattr,special_files=wsl,"+options, image, dir)
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	for tick := time.NewTicker(20 * time.Millisecond); ; <-tick.C {
-		var here, above unix.Stat_t
-		if unix.Stat(dir, &here) == nil && unix.Stat(filepath.Dir(dir), &above) == nil && here.Dev != above.Dev {
-			tick.Stop()
-			break
-		}
-		select {
-		case err := <-ended:
-			t.Fatalf("ntfs-3g %s: %v\n%s", image, err, said.String())
-		default:
-		}
-	}
-	defer func() {
-		if err := mounttest.Unmount(dir); err != nil {
-			t.Error(err)
-		}
-		// It writes what it still has after umount has returned.
-		if err := <-ended; err != nil {
-			t.Errorf("ntfs-3g: %v\n%s", err, said.String())
-		}
-	}()
-	fn(dir)
-}
-
 // image makes an NTFS and returns its path and what ntfs-3g sees in it.
 func image(t *testing.T, size int64, mkfs string, fill func(dir string) error) (string, mounttest.Manifest) {
 	t.Helper()
@@ -72,7 +31,7 @@ func image(t *testing.T, size int64, mkfs string, fill func(dir string) error) (
 	if out, err := exec.Command("mkntfs", append(strings.Fields("-q -F -f "+mkfs), path)...).CombinedOutput(); err != nil {
 		t.Fatalf("mkntfs %s: %v\n%s", mkfs, err, out)
 	}
-	mounted(t, path, "compression,efs_raw,big_writes", func(dir string) {
+	mounttest.MountedNTFS(t, path, "compression,efs_raw,big_writes", func(dir string) {
 		if err := fill(dir); err != nil {
 			t.Fatalf("fill: %v", err)
 		}
@@ -84,7 +43,7 @@ func image(t *testing.T, size int64, mkfs string, fill func(dir string) error) (
 func truth(t *testing.T, path string) mounttest.Manifest {
 	t.Helper()
 	var want mounttest.Manifest
-	mounted(t, path, "ro", func(dir string) {
+	mounttest.MountedNTFS(t, path, "ro", func(dir string) {
 		var err error
 		if want, err = mounttest.Truth(dir); err != nil {
 			t.Fatalf("what ntfs-3g sees: %v", err)
