@@ -105,7 +105,9 @@ type meter struct {
 	start time.Time
 
 	done, total, read, stored atomic.Int64
-	told                      [4]int64 // what the last event said
+	// free is the part of done that took no time; ahead is work that is known to come, where that is known.
+	free, ahead atomic.Int64
+	told        [4]int64 // what the last event said
 }
 
 // meter starts reporting a piece of work of total bytes until the returned function is called.
@@ -138,10 +140,28 @@ func (m *meter) event() (plugin.Event, bool) {
 	}
 	m.told = now
 	p := &plugin.Progress{Done: now[0], Total: now[1], Read: now[2], Stored: now[3]}
-	if spent := time.Since(m.start); p.Done > 0 && p.Total > p.Done && spent > time.Second {
-		p.ETA = time.Duration(float64(spent) * float64(p.Total-p.Done) / float64(p.Done)).Round(time.Second)
+	if spent := time.Since(m.start); spent > time.Second {
+		p.ETA = m.eta(spent).Round(time.Second)
 	}
 	return plugin.Event{Machine: m.scope.machine, Disk: m.scope.disk, Kind: plugin.EventProgress, Phase: m.phase, Progress: p}, true
+}
+
+// skip counts n bytes as done that took no time.
+func (m *meter) skip(n int64) {
+	m.free.Add(n)
+	m.done.Add(n)
+}
+
+// eta is how long the rest will take after so much time: what is known to be work at the speed of the work so far, of
+// what is not known yet the share that was work until now. 0 means that there is no telling, or nothing left.
+func (m *meter) eta(spent time.Duration) time.Duration {
+	done, free, ahead, total := m.done.Load(), m.free.Load(), m.ahead.Load(), m.total.Load()
+	worked, unknown := done-free, total-done-ahead
+	if worked <= 0 || total <= done {
+		return 0
+	}
+	share := float64(worked+ahead) / float64(done+ahead)
+	return time.Duration(float64(spent) * (float64(ahead) + share*float64(max(0, unknown))) / float64(worked))
 }
 
 // stages reports work that goes through one stage after the other, each with a meter of its own.

@@ -42,8 +42,8 @@ func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn fu
 				}
 				m, end := scope{out: op.out}.meter("read", want.Len)
 				defer end()
-				w := &diskWriter{repo: r, size: rec.Capacity, parts: parts, only: extent.Of(want), meter: m}
-				return w.stream(ctx, want, frames(fn))
+				c := &chunkMap{repo: r, size: rec.Capacity, parts: parts, only: extent.Of(want), meter: m}
+				return c.stream(ctx, want, frames(fn))
 			})
 		})
 	})
@@ -53,7 +53,7 @@ func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn fu
 const aheadPieces = 16
 
 // stream hands out the bytes of want in order; data nil: zeros.
-func (w *diskWriter) stream(ctx context.Context, want extent.Extent, fn func(off, length int64, data []byte) error) error {
+func (c *chunkMap) stream(ctx context.Context, want extent.Extent, fn func(off, length int64, data []byte) error) error {
 	if want.Len == 0 {
 		return nil
 	}
@@ -66,14 +66,14 @@ func (w *diskWriter) stream(ctx context.Context, want extent.Extent, fn func(off
 	g.Go(func() error {
 		defer close(ready)
 		for n := int(want.Off / PartSize); n <= int((want.End()-1)/PartSize); n++ {
-			all, err := w.pieces(ctx, n, n+1)
+			all, err := c.pieces(ctx, n, n+1)
 			if err != nil {
 				return err
 			}
 			for len(all) > 0 {
 				b := loaded{pieces: all[:min(len(all), aheadPieces)]}
 				all = all[len(b.pieces):]
-				if b.data, err = w.load(ctx, b.pieces); err != nil {
+				if b.data, err = c.load(ctx, b.pieces); err != nil {
 					return err
 				}
 				select {
@@ -104,7 +104,7 @@ func (w *diskWriter) stream(ctx context.Context, want extent.Extent, fn func(off
 }
 
 // load fetches pieces into memory; zero pieces stay nil.
-func (w *diskWriter) load(ctx context.Context, pieces []piece) ([][]byte, error) {
+func (c *chunkMap) load(ctx context.Context, pieces []piece) ([][]byte, error) {
 	out := make([][]byte, len(pieces))
 	var ids []restic.ID
 	var at []int
@@ -113,15 +113,15 @@ func (w *diskWriter) load(ctx context.Context, pieces []piece) ([][]byte, error)
 			ids, at = append(ids, p.id), append(at, i)
 		}
 	}
-	err := w.repo.Fetch(ctx, ids, func(i int, data []byte) error {
+	err := c.repo.Fetch(ctx, ids, func(i int, data []byte) error {
 		if int64(len(data)) != pieces[at[i]].len {
 			return fmt.Errorf("chunk %s has another length than the index says: %w", ids[i].Short(), repo.ErrDamaged)
 		}
-		w.fetched.Add(int64(len(data)))
+		c.fetched.Add(int64(len(data)))
 		out[at[i]] = append([]byte(nil), data...)
 		return nil
 	})
-	_, err = w.gone(err, pieces) // what is gone stays nil: zeros
+	_, err = c.gone(err, pieces) // what is gone stays nil: zeros
 	return out, err
 }
 

@@ -119,7 +119,7 @@ func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason str
 	s := j.scope.on(d.Name)
 	s.phase("restore")
 	m, end := s.meter("restore", d.Capacity)
-	w := &diskWriter{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
+	w := &diskWriter{chunkMap: &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}}
 	written, err := fn(ctx, w)
 	end()
 	done := plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Written: w.written.Load(), Reason: reason}
@@ -148,7 +148,8 @@ func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter
 	s := j.scope.on(d.Name)
 	s.phase("verify")
 	m, end := s.meter("verify", d.Capacity)
-	different, err := w.whole(m).verify(ctx, from)
+	lost := extent.Of(w.lost...) // has nothing to be compared with
+	different, err := w.whole(m).differing(ctx, from, lost.Overlaps)
 	end()
 	j.report.Stats.Read += m.read.Load()
 	if err == nil && len(different) > 0 {

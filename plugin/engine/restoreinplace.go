@@ -230,8 +230,8 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 	s.phase("compare")
 	m, end := s.meter("compare", d.Capacity)
 	defer end()
-	w := &diskWriter{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
-	found, err := w.differing(ctx, disk, func(extent.Extent) bool { return false })
+	c := &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
+	found, err := c.differing(ctx, disk, func(extent.Extent) bool { return false })
 	j.report.Stats.Read += m.read.Load()
 	return found.Align(vddk.SectorSize, d.Capacity), err
 }

@@ -2,17 +2,13 @@ package engine
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/plugin"
@@ -170,60 +166,15 @@ func (a *auditRun) disk(ctx context.Context, s scope, d auditedDisk) (different 
 	clean := dirty.Complement(d.record.Capacity)
 	m, end := s.meter("audit", d.record.Capacity)
 	defer end()
-	w := &diskWriter{repo: a.repo, size: d.record.Capacity, parts: parts, only: clean, meter: m}
-	var mu sync.Mutex
-	var found []extent.Extent
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(cpus() + 1)
-	for n := range parts {
-		g.Go(func() error {
-			pieces, err := w.pieces(gctx, n, n+1)
-			if err != nil {
-				return err
-			}
-			dice := a.dice(d.record.UUID, n)
-			for _, p := range pieces {
-				m.done.Add(p.len)
-				e := extent.Extent{Off: p.off, Len: p.len}
-				if dice.Float64() >= a.sample || !clean.Covers(e) {
-					continue
-				}
-				if err := context.Cause(gctx); err != nil {
-					return err
-				}
-				same, err := sameChunk(disk, p)
-				if err != nil {
-					return err
-				}
-				d.compared.Add(p.len)
-				m.read.Add(p.len)
-				if !same {
-					mu.Lock()
-					found = append(found, e)
-					mu.Unlock()
-				}
-			}
-			return nil
-		})
-	}
-	err = g.Wait()
-	return extent.Of(found...), err
+	c := &chunkMap{repo: a.repo, size: d.record.Capacity, parts: parts, only: clean, meter: m}
+	different, err = c.differing(ctx, disk, func(e extent.Extent) bool { return !clean.Covers(e) || !a.chosen(d.record.UUID, e) })
+	d.compared.Add(m.read.Load())
+	return different, err
 }
 
-// dice chooses the sample: another one for each operation and part, the same when an operation is looked at again.
-func (a *auditRun) dice(uuid string, part int) *rand.Rand {
+// chosen draws the sample: another one for each operation, the same when an operation is looked at again.
+func (a *auditRun) chosen(uuid string, e extent.Extent) bool {
 	h := fnv.New64a()
 	_, _ = io.WriteString(h, a.op.id+uuid) // never fails
-	return rand.New(rand.NewPCG(h.Sum64(), uint64(part)))
-}
-
-// sameChunk reads what lies on the disk where the chunk was and compares it with the chunk's name.
-func sameChunk(disk io.ReaderAt, p piece) (bool, error) {
-	lo := p.off &^ (vddk.SectorSize - 1)
-	hi := (p.off + p.len + vddk.SectorSize - 1) &^ (vddk.SectorSize - 1)
-	buf := make([]byte, hi-lo)
-	if _, err := disk.ReadAt(buf, lo); err != nil && err != io.EOF {
-		return false, err
-	}
-	return sha256.Sum256(buf[p.off-lo:p.off-lo+p.len]) == p.id, nil
+	return rand.New(rand.NewPCG(h.Sum64(), uint64(e.Off))).Float64() < a.sample
 }
