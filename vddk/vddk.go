@@ -63,7 +63,13 @@ type Spec struct {
 	Path     string // datastore path of the link to open, for example "[ds1] web/web.vmdk"
 	Capacity int64  // bytes, as vSphere tells; 0: unknown
 	Write    bool
+	// Encrypted says that vSphere keeps the disk encrypted, and hands its bytes out in clear to who may read it: no
+	// connection may carry them that is not encrypted itself.
+	Encrypted bool
 }
+
+// ErrInClear is why a transport leaves an encrypted disk to another.
+var ErrInClear = fmt.Errorf("the disk is encrypted, and its bytes would cross the network in clear: %w", ErrUnsupported)
 
 func (s Spec) String() string {
 	if s.Snapshot != "" {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vmware/govmomi/fault"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -228,7 +229,7 @@ func (v *VM) withDisk(ctx context.Context, op *Operation, e entry, dev *types.Vi
 		change.FileOperation = types.VirtualDeviceConfigSpecFileOperationCreate
 	}
 	if err := v.reconfigure(ctx, "attach a disk to "+v.label(), types.VirtualMachineConfigSpec{DeviceChange: []types.BaseVirtualDeviceConfigSpec{change}}); err != nil {
-		return err
+		return unsuitableDisk(v, err)
 	}
 	devices, err := v.hardwareNow(ctx)
 	if err != nil {
@@ -248,6 +249,15 @@ func (v *VM) withDisk(ctx context.Context, op *Operation, e entry, dev *types.Vi
 		return nil
 	}
 	return &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: fmt.Sprintf("vSphere accepted the disk and machine %s has none at %s", v.label(), e.Name), Remedy: "look at the machine's events"}
+}
+
+// unsuitableDisk explains why vSphere does not put a disk into a machine, where that is in the machine's nature.
+func unsuitableDisk(v *VM, err error) error {
+	if !fault.Is(err, &types.InvalidVmConfig{}) {
+		return err
+	}
+	return &Error{Kind: ErrUnsuitable, Object: v.label(), Err: err, Summary: "machine " + v.label() + " cannot have the disk, as it is configured",
+		Remedy: "an encrypted disk goes only into a machine that is encrypted itself: encrypt the proxy, or read over nbdssl"}
 }
 
 // current is the announced side effect with what was noted since.

@@ -92,7 +92,7 @@ func (p *MachinePlan) build(ctx context.Context, c *Client, t *tree, ci types.Vi
 	}
 	s.ExtraConfig = append(s.ExtraConfig, extraConfig(p.asked.Extra)...)
 	if ci.KeyId != nil {
-		p.note("the machine was encrypted: it is restored in clear; encrypt it with a storage policy of this vCenter afterwards")
+		p.note("the machine was encrypted: it is restored in clear, and without its NVRAM, which only the old key opens; encrypt it with a storage policy of this vCenter afterwards")
 	}
 	if ci.ManagedBy != nil {
 		p.note("the machine was managed by %s: that is not carried over", ci.ManagedBy.ExtensionKey)

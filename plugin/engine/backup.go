@@ -335,7 +335,13 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 	m := manifestMachine{
 		Name: st.Name, Path: st.Path, ID: st.ID, InstanceUUID: st.InstanceUUID, BIOSUUID: st.BIOSUUID, VCenter: about.InstanceUUID,
 		APIVersion: about.APIVersion, Host: st.Host, Folder: st.Folder, ResourcePool: st.ResourcePool, HostBuild: st.HostBuild, GuestOS: st.GuestOS, HWVersion: st.HWVersion,
-		PowerState: string(st.Power), Template: st.Template, Restored: restoredMark(st.ConfigInfo),
+		PowerState: string(st.Power), Template: st.Template, Encrypted: st.Encrypted, VTPM: st.VTPM, Restored: restoredMark(st.ConfigInfo),
+	}
+	if st.Encrypted {
+		j.scope.info("", "vSphere keeps the machine encrypted: the point holds its disks in clear below the repository's own encryption", "")
+	}
+	if st.VTPM {
+		j.scope.info("", "what the virtual TPM holds is not in the point: keep recovery keys of what the guest sealed with it", "")
 	}
 	if half := extraConfig(st.ConfigInfo, restoringKey); half != "" {
 		m.Restored += " restoring " + half
@@ -398,7 +404,7 @@ func (j *machineBackup) homeFiles(ctx context.Context, vm *vsphere.VM, st *vsphe
 
 // decide judges one disk and records it in the manifest; nil: the disk is not read.
 func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loadedPoint) (*diskImage, error) {
-	rec := manifestDisk{Name: d.Name, Key: d.Key, Label: d.Label, UUID: d.UUID, Path: d.Path, Chain: chainOf(d), Capacity: d.Capacity, ChangeID: string(d.ChangeID)}
+	rec := manifestDisk{Name: d.Name, Key: d.Key, Label: d.Label, UUID: d.UUID, Path: d.Path, Chain: chainOf(d), Capacity: d.Capacity, ChangeID: string(d.ChangeID), Encrypted: d.Encrypted}
 	skip := func(why string) {
 		rec.Skipped = why
 		rec.Reason = "skipped"
@@ -486,7 +492,7 @@ func (j *machineBackup) readDisk(ctx context.Context, r *reading, snapshot *vsph
 		}
 	}
 
-	disk, transport, err := j.openDisk(ctx, vddk.Spec{VM: r.vm.ID(), Snapshot: snapshot.ID(), Key: d.Key, Path: d.Path, Capacity: d.Capacity}, s)
+	disk, transport, err := j.openDisk(ctx, vddk.Spec{VM: r.vm.ID(), Snapshot: snapshot.ID(), Key: d.Key, Path: d.Path, Capacity: d.Capacity, Encrypted: d.Encrypted}, s)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func (j *machineBackup) guestFiles(ctx context.Context, r *reading, s *vsphere.S
 		if d.Unprotected != "" {
 			continue
 		}
-		disk, _, err := j.openDisk(ctx, vddk.Spec{VM: r.vm.ID(), Snapshot: s.ID(), Key: d.Key, Path: d.Path, Capacity: d.Capacity}, j.scope.on(d.Name))
+		disk, _, err := j.openDisk(ctx, vddk.Spec{VM: r.vm.ID(), Snapshot: s.ID(), Key: d.Key, Path: d.Path, Capacity: d.Capacity, Encrypted: d.Encrypted}, j.scope.on(d.Name))
 		if err != nil {
 			return err
 		}

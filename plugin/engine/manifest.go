@@ -54,6 +54,8 @@ type manifestMachine struct {
 	HWVersion    string   `json:"hwVersion,omitempty"`
 	PowerState   string   `json:"powerState,omitempty"`
 	Template     bool     `json:"template,omitempty"`
+	Encrypted    bool     `json:"encrypted,omitempty"` // by vSphere; Config names the key. The .nvram in the point is encrypted too
+	VTPM         bool     `json:"vtpm,omitempty"`
 	Restored     string   `json:"restored,omitempty"`  // mark left by the last restore into this machine
 	Snapshots    []string `json:"snapshots,omitempty"` // foreign snapshots at that time, by id
 }
@@ -74,6 +76,7 @@ type manifestDisk struct {
 	Changed     int64    `json:"changed,omitempty"`
 	Reused      int64    `json:"reused,omitempty"`
 	Skipped     string   `json:"skipped,omitempty"`
+	Encrypted   bool     `json:"encrypted,omitempty"` // on its datastore, by vSphere; not in the point
 }
 
 // manifestNIC is a network card; its network's name is not always in Config.

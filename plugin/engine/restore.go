@@ -259,7 +259,7 @@ func (j *restoreJob) fill(ctx context.Context, vc *vsphere.Client, vm *vsphere.V
 	}
 	name := safeName(j.point.manifest.Machine.Name) + ".nvram"
 	n := j.point.dir.Find(name)
-	if n == nil {
+	if n == nil || j.point.manifest.Machine.Encrypted { // the plan says so
 		return nil
 	}
 	data, err := loadFile(ctx, j.repo, n, manifestLimit)
@@ -276,7 +276,7 @@ func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphe
 	if to.Capacity < d.Capacity {
 		return tooSmall(to, d)
 	}
-	spec := vddk.Spec{VM: vm.ID(), Key: to.Key, Path: to.Path, Capacity: to.Capacity, Write: true}
+	spec := vddk.Spec{VM: vm.ID(), Key: to.Key, Path: to.Path, Capacity: to.Capacity, Write: true, Encrypted: to.Encrypted}
 	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(vc), func(name string, err error) {
 		j.scope.on(d.Name).tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})

@@ -156,7 +156,7 @@ func (a *auditRun) disk(ctx context.Context, s scope, d auditedDisk) (different 
 	if err != nil {
 		return nil, err
 	}
-	disk, err := vddk.Open(ctx, vddk.Spec{VM: d.vm.ID(), Snapshot: d.snapshot.ID(), Key: d.disk.Key, Path: d.disk.Path, Capacity: d.disk.Capacity},
+	disk, err := vddk.Open(ctx, vddk.Spec{VM: d.vm.ID(), Snapshot: d.snapshot.ID(), Key: d.disk.Key, Path: d.disk.Path, Capacity: d.disk.Capacity, Encrypted: d.disk.Encrypted},
 		a.op.conn.transports(a.vc), nil)
 	if err != nil {
 		return nil, err

@@ -141,6 +141,9 @@ func (t *Transport) Open(ctx context.Context, spec vddk.Spec) (vddk.Disk, error)
 	if t.Mode != "" && t.Mode != NBD && t.Mode != NBDSSL {
 		return nil, fmt.Errorf("unknown NFC mode %q: nbd and nbdssl are possible: %w", t.Mode, vddk.ErrUnsupported)
 	}
+	if spec.Encrypted && t.Mode == NBD {
+		return nil, vddk.ErrInClear
+	}
 	if spec.Path == "" || len(spec.Path) > wire.MaxPath {
 		return nil, fmt.Errorf("a datastore path of %d bytes: %w", len(spec.Path), vddk.ErrNotFound)
 	}

@@ -5,31 +5,44 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/ebitengine/purego"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmkeep/vmkeep/vddk"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib/internal/library"
 )
 
 const (
 	benchSize = 256 << 20
-	request   = 1 << 20
-	depth     = 8
+	largest   = 1 << 20 // bytes of a request
+	deepest   = 16      // requests outstanding
 )
 
-// BenchmarkRead compares the way through the helper with the library called in this process, eight requests of 1 MiB
-// at a time in both. Direct calls leave the data in the library's buffers; a disk must bring it into the caller's, for
-// the library cannot be given Go's memory: "direct, copied" does that too, as a disk without a helper would.
+// BenchmarkRead compares the way through the helper with the library called in this process, at the same sizes of
+// requests and as many outstanding. What is called directly leaves the data in the library's buffers; a disk must bring
+// it into the caller's, for the library cannot be given Go's memory: "copied" does that too, as a disk without a helper
+// would. cpu-ms/GB counts the time of all threads of both processes: of two ways that keep every core busy, it says which
+// one a busier machine will find slower.
 //
-// The fake serves from the page cache, far faster than any host; with "2ms" every transfer takes that long, which its
-// four threads make about 2 GB/s of.
-func BenchmarkRead(b *testing.B) { read(b) }
+// The fake serves from the page cache, far faster than any host; with 2 ms to each transfer, still fast, its four
+// threads make about 2 GB/s of requests of 1 MiB.
+func BenchmarkRead(b *testing.B) {
+	for _, size := range []int{64 << 10, 256 << 10, largest} {
+		for _, outstanding := range []int{1, 4, deepest} {
+			b.Run(fmt.Sprintf("%dKiB/%d", size>>10, outstanding), func(b *testing.B) { read(b, load{size, outstanding}) })
+		}
+	}
+	b.Run("1024KiB/16/2ms", func(b *testing.B) { read(b, load{largest, deepest}, "fault Read delay=2") })
+}
 
-func BenchmarkRead2ms(b *testing.B) { read(b, "fault Read delay=2") }
+// load is how a disk is read.
+type load struct{ size, outstanding int }
 
-func read(b *testing.B, control ...string) {
+func read(b *testing.B, l load, control ...string) {
 	k := newKit(b, newest())
 	k.lib.Control(control...)
 	k.Log = nil
@@ -38,44 +51,69 @@ func read(b *testing.B, control ...string) {
 		b.Fatal(err)
 	}
 	k.lib.Quiet()
-	for _, callers := range []int{1, 4} {
-		b.Run(fmt.Sprintf("helper/%d", callers), func(b *testing.B) {
-			d := k.open(spec)
+	measure := func(name string, ready func() (once func(*testing.B), end func() error)) {
+		b.Run(name, func(b *testing.B) {
+			once, end := ready()
 			b.SetBytes(benchSize)
-			for b.Loop() {
-				var wg sync.WaitGroup
-				for c := range callers {
-					wg.Go(func() {
-						share := benchSize / callers
-						buf := make([]byte, depth*request)
-						for at := c * share; at < (c+1)*share; at += len(buf) {
-							if _, err := d.ReadAt(buf, int64(at)); err != nil {
-								b.Error(err)
-								return
-							}
-						}
-					})
-				}
-				wg.Wait()
+			began, n := cpu(b), 0
+			for ; b.Loop(); n++ {
+				once(b)
 			}
-			if err := d.Close(); err != nil {
+			b.StopTimer()
+			if err := end(); err != nil {
 				b.Error(err)
 			}
+			b.ReportMetric(float64((cpu(b)-began).Milliseconds())/(float64(n)*benchSize/1e9), "cpu-ms/GB")
 		})
 	}
+	measure("helper", func() (func(*testing.B), func() error) {
+		d := k.open(spec)
+		return func(b *testing.B) { readAll(b, d, l) }, d.Close // the helper's time counts once it is gone
+	})
 	direct := loadHere(b, k, spec.Path)
-	for name, into := range map[string][]byte{"direct": nil, "direct, copied": make([]byte, depth*request)} {
-		b.Run(name, func(b *testing.B) {
-			b.SetBytes(benchSize)
-			for b.Loop() {
-				direct(b, into)
-			}
+	for name, into := range map[string][]byte{"direct": nil, "copied": make([]byte, l.outstanding*l.size)} {
+		measure(name, func() (func(*testing.B), func() error) {
+			return func(b *testing.B) { direct(b, l, into) }, func() error { return nil }
 		})
 	}
 }
 
+// cpu is the time that the threads of this process and its ended children have worked.
+func cpu(b *testing.B) (sum time.Duration) {
+	for _, who := range []int{unix.RUSAGE_SELF, unix.RUSAGE_CHILDREN} {
+		var u unix.Rusage
+		if err := unix.Getrusage(who, &u); err != nil {
+			b.Fatal(err)
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return sum
+}
+
+// readAll reads the disk, each of the outstanding requests by a caller of its own.
+func readAll(b *testing.B, d vddk.Disk, l load) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range l.outstanding {
+		wg.Go(func() {
+			buf := make([]byte, l.size)
+			for {
+				at := next.Add(int64(l.size)) - int64(l.size)
+				if at >= benchSize {
+					return
+				}
+				if _, err := d.ReadAt(buf, at); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
 // loadHere loads the library into this process, which has no loader path for its neighbour: that is loaded first.
-func loadHere(b *testing.B, k *kit, path string) func(*testing.B, []byte) {
+func loadHere(b *testing.B, k *kit, path string) func(*testing.B, load, []byte) {
 	b.Helper()
 	if _, err := purego.Dlopen(filepath.Join(k.Dir, "lib64", "libsibling.so"), purego.RTLD_NOW|purego.RTLD_GLOBAL); err != nil {
 		b.Fatal(err)
@@ -101,7 +139,7 @@ func loadHere(b *testing.B, k *kit, path string) func(*testing.B, []byte) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	memory, err := unix.Mmap(-1, 0, depth*request, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	memory, err := unix.Mmap(-1, 0, deepest*largest, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -113,29 +151,30 @@ func loadHere(b *testing.B, k *kit, path string) func(*testing.B, []byte) {
 		}
 		lib.Exit()
 	})
-	free := make(chan int, depth) // pieces of memory
-	return func(b *testing.B, into []byte) {
-		for i := range depth {
+	return func(b *testing.B, l load, into []byte) {
+		free := make(chan int, l.outstanding) // pieces of memory
+		for i := range l.outstanding {
 			free <- i
 		}
+		piece := func(p []byte, i int) []byte { return p[i*l.size : (i+1)*l.size] }
 		take := func(at int) (i int) {
 			i = <-free
-			if at >= depth && into != nil { // what an earlier request brought
-				copy(into[i*request:(i+1)*request], memory[i*request:])
+			if at >= l.outstanding && into != nil { // what an earlier request brought
+				copy(piece(into, i), piece(memory, i))
 			}
 			return i
 		}
 		at := 0
-		for ; at < benchSize/request; at++ {
+		for ; at < benchSize/l.size; at++ {
 			i := take(at)
-			lib.Start(d, library.Transfer{First: uint64(at) * (request / 512), Buf: memory[i*request : (i+1)*request]}, func(err error) {
+			lib.Start(d, library.Transfer{First: uint64(at) * uint64(l.size/vddk.SectorSize), Buf: piece(memory, i)}, func(err error) {
 				if err != nil {
 					b.Error(err)
 				}
 				free <- i
 			})
 		}
-		for range depth {
+		for range l.outstanding {
 			take(at)
 		}
 		if err := lib.Wait(d); err != nil {

@@ -26,7 +26,7 @@ type disk struct {
 	size     int64
 	patience time.Duration
 	describe string
-	slots    chan uint32 // free ones
+	slots    *slots // of the shared memory
 	leave    func() error
 
 	mu      sync.Mutex
@@ -122,6 +122,38 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+// slots are the free slots of a disk. The one given back last is taken next: its memory is still in the processor's cache.
+type slots struct {
+	free chan struct{} // one for each number in the stack
+	mu   sync.Mutex
+	last []uint32
+}
+
+func newSlots() *slots {
+	s := &slots{free: make(chan struct{}, wire.Depth)}
+	for i := range uint32(wire.Depth) {
+		s.put(wire.Depth - 1 - i)
+	}
+	return s
+}
+
+func (s *slots) put(slot uint32) {
+	s.mu.Lock()
+	s.last = append(s.last, slot)
+	s.mu.Unlock()
+	s.free <- struct{}{}
+}
+
+// take follows a receive from free.
+func (s *slots) take() uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.last) - 1
+	slot := s.last[n]
+	s.last = s.last[:n]
+	return slot
+}
+
 // piece is one request under way.
 type piece struct {
 	buf    []byte // of the caller; not touched once the caller is gone
@@ -138,21 +170,21 @@ func (d *disk) move(kind wire.Kind, p []byte, off int64) error {
 	defer func() {
 		for x := range under { // left behind, by an error or the end of the context
 			if !x.taken.CompareAndSwap(false, true) {
-				d.slots <- x.slot // answered in the same moment
+				d.slots.put(x.slot) // answered in the same moment
 			}
 		}
 	}()
 	timer := time.NewTimer(d.patience)
 	defer timer.Stop()
 	for len(p) > 0 || len(under) > 0 {
-		slots := d.slots
+		free := d.slots.free
 		if len(p) == 0 {
-			slots = nil
+			free = nil
 		}
 		select {
-		case slot := <-slots:
+		case <-free:
 			n := min(len(p), wire.SlotBytes)
-			x := &piece{buf: p[:n], slot: slot}
+			x := &piece{buf: p[:n], slot: d.slots.take()}
 			under[x] = struct{}{}
 			d.send(kind, x, off, answers)
 			p, off = p[n:], off+int64(n)
@@ -162,7 +194,7 @@ func (d *disk) move(kind wire.Kind, p []byte, off int64) error {
 			if err == nil && kind == wire.Read {
 				copy(x.buf, wire.Slot(d.p.memory, d.number, x.slot))
 			}
-			d.slots <- x.slot
+			d.slots.put(x.slot)
 			if err != nil {
 				return err
 			}
@@ -188,7 +220,7 @@ func (d *disk) send(kind wire.Kind, x *piece, off int64, answers chan<- *piece) 
 	body := wire.Transfer{Disk: d.number, Slot: x.slot, First: uint64(off / vddk.SectorSize), Sectors: uint64(len(x.buf) / vddk.SectorSize)}.Encode()
 	d.p.post(kind, body, func(code uint64, result []byte) {
 		if !x.taken.CompareAndSwap(false, true) {
-			d.slots <- x.slot
+			d.slots.put(x.slot)
 			return
 		}
 		x.code, x.result = code, result

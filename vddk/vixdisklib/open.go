@@ -61,7 +61,7 @@ func (t *Transport) connect(ctx context.Context, spec vddk.Spec) (*process, erro
 	if err != nil {
 		return nil, err
 	}
-	to.Snapshot, to.ReadOnly, to.Modes = spec.Snapshot, !spec.Write, strings.Join(t.modes(), ":")
+	to.Snapshot, to.ReadOnly, to.Modes = spec.Snapshot, !spec.Write, strings.Join(t.modes(spec.Encrypted), ":")
 	if _, err := p.call(ctx, wire.Connect, wire.Encode(to), t.timeouts().Open); err != nil {
 		grace := farewell
 		if ctx.Err() != nil {
@@ -74,7 +74,7 @@ func (t *Transport) connect(ctx context.Context, spec vddk.Spec) (*process, erro
 
 // start asks for credentials and starts a helper that has loaded the library.
 func (t *Transport) start(ctx context.Context, vm string) (*process, wire.Connection, error) {
-	for _, m := range t.modes() {
+	for _, m := range t.modes(false) {
 		if !slices.Contains([]string{"nbdssl", "nbd", "hotadd", "san", "file"}, m) {
 			return nil, wire.Connection{}, fmt.Errorf("the library has no mode %q: give some of nbdssl, nbd, hotadd, san, file: %w", m, vddk.ErrUnsupported)
 		}
@@ -121,16 +121,13 @@ func (t *Transport) openIn(ctx context.Context, s *shared, spec vddk.Spec) (*dis
 		return nil, err
 	}
 	d := &disk{p: p, ctx: ctx, spec: spec, number: number, size: int64(opened.Sectors) * vddk.SectorSize, patience: t.timeouts().Transfer,
-		slots: make(chan uint32, wire.Depth), describe: strings.TrimSpace(opened.Mode+" "+p.servingHost()) + " through " + p.libraryName()}
-	for i := range uint32(wire.Depth) {
-		d.slots <- i
-	}
+		slots: newSlots(), describe: strings.TrimSpace(opened.Mode+" "+p.servingHost()) + " through " + p.libraryName()}
 	p.users++
 	switch {
 	case opened.Sectors == 0 || opened.Sectors > 1<<54:
 		err = fmt.Errorf("the library says that the disk has %d sectors: %w", opened.Sectors, vddk.ErrUnsupported)
-	case !slices.Contains(t.modes(), opened.Mode):
-		err = fmt.Errorf("the library fell back to %q, and only %s was asked for: see why in its log: %w", opened.Mode, strings.Join(t.modes(), ", "), vddk.ErrUnsupported)
+	case !slices.Contains(t.modes(spec.Encrypted), opened.Mode):
+		err = fmt.Errorf("the library fell back to %q, and only %s was asked for: see why in its log: %w", opened.Mode, strings.Join(t.modes(spec.Encrypted), ", "), vddk.ErrUnsupported)
 	default:
 		return d, nil
 	}

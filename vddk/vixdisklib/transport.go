@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -69,8 +70,8 @@ type Transport struct {
 
 // helperKey says which disks share a helper.
 type helperKey struct {
-	vm, snapshot string
-	write        bool
+	vm, snapshot     string
+	write, encrypted bool
 }
 
 // shared is a helper and who uses it. turn is held while one opens or closes.
@@ -84,11 +85,17 @@ type shared struct {
 // Name is "vddk": which of the library's modes serves a disk, the disk itself tells.
 func (t *Transport) Name() string { return "vddk" }
 
-func (t *Transport) modes() []string {
-	if len(t.Modes) == 0 {
-		return []string{"nbdssl", "nbd"}
+// modes are the library's transports for a disk. Of an encrypted one nbd would show the bytes to the network, and san
+// reads them as they lie on the datastore, which is no use without the key.
+func (t *Transport) modes(encrypted bool) []string {
+	all := t.Modes
+	if len(all) == 0 {
+		all = []string{"nbdssl", "nbd"}
 	}
-	return t.Modes
+	if !encrypted {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(m string) bool { return m == "nbd" || m == "san" })
 }
 
 func or(d, otherwise time.Duration) time.Duration {
@@ -129,7 +136,10 @@ func (t *Transport) Open(ctx context.Context, spec vddk.Spec) (vddk.Disk, error)
 	if strings.IndexByte(spec.Path+spec.VM+spec.Snapshot, 0) >= 0 {
 		return nil, fmt.Errorf("%q: a path has no zero bytes: %w", spec.Path, vddk.ErrNotFound)
 	}
-	key := helperKey{spec.VM, spec.Snapshot, spec.Write}
+	if len(t.modes(spec.Encrypted)) == 0 {
+		return nil, fmt.Errorf("of the library's modes only %s are allowed: %w", strings.Join(t.Modes, ", "), vddk.ErrInClear)
+	}
+	key := helperKey{spec.VM, spec.Snapshot, spec.Write, spec.Encrypted}
 	s := t.join(key)
 	d, err := t.open(ctx, s, spec)
 	if err != nil {

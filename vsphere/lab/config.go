@@ -495,6 +495,9 @@ func (s *sim) reconfigure(ctx *simulator.Context, vm *simulator.VirtualMachine, 
 	if f := s.nameDisks(spec, home, vm.Name); f != nil {
 		return f
 	}
+	if f := s.encryptedIn(vm, spec); f != nil {
+		return f
+	}
 	before := cloneDevices(vm.Config.Hardware.Device)
 	if f := s.prepareDevices(spec, before); f != nil {
 		return f

@@ -131,6 +131,9 @@ func (s *sim) ticket(w http.ResponseWriter, r *http.Request, method string, req 
 		if f := s.permitted(sess.UserName, &simulator.Method{Name: method, This: req.VM}); f != nil {
 			return f
 		}
+		if f := s.mayDecrypt(sess.UserName, req.VM, req.DiskDeviceKey); f != nil {
+			return f
+		}
 	}
 	grant := nfctest.Grant{VM: req.VM.Value}
 	if method != "NfcGetVmFiles" {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"strings"
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
@@ -18,7 +19,7 @@ const maxSnapshotDepth = 32
 // CreateSnapshotTask answers CreateSnapshot_Task.
 func (s *sim) CreateSnapshotTask(_ *simulator.Context, req *types.CreateSnapshot_Task) soap.HasFault {
 	body := new(methods.CreateSnapshot_TaskBody)
-	id, fault := s.createSnapshot(req.This, snapshotRequest{req.Name, req.Description, req.Memory, req.Quiesce})
+	id, fault := s.createSnapshot(req.This, snapshotRequest{req.Name, req.Description, req.Memory, req.Quiesce, req.Quiesce && s.windows(req.This)})
 	if body.Fault_ = fault; fault == nil {
 		body.Res = &types.CreateSnapshot_TaskResponse{Returnval: id}
 	}
@@ -28,7 +29,7 @@ func (s *sim) CreateSnapshotTask(_ *simulator.Context, req *types.CreateSnapshot
 // CreateSnapshotExTask answers CreateSnapshotEx_Task.
 func (s *sim) CreateSnapshotExTask(_ *simulator.Context, req *types.CreateSnapshotEx_Task) soap.HasFault {
 	body := new(methods.CreateSnapshotEx_TaskBody)
-	id, fault := s.createSnapshot(req.This, snapshotRequest{req.Name, req.Description, req.Memory, req.QuiesceSpec != nil})
+	id, fault := s.createSnapshot(req.This, snapshotRequest{req.Name, req.Description, req.Memory, req.QuiesceSpec != nil, withWriters(req.QuiesceSpec)})
 	if body.Fault_ = fault; fault == nil {
 		body.Res = &types.CreateSnapshotEx_TaskResponse{Returnval: id}
 	}
@@ -38,6 +39,17 @@ func (s *sim) CreateSnapshotExTask(_ *simulator.Context, req *types.CreateSnapsh
 type snapshotRequest struct {
 	name, description string
 	memory, quiesce   bool
+	writers           bool // of VSS take part
+}
+
+func withWriters(spec types.BaseVirtualMachineGuestQuiesceSpec) bool {
+	w, ok := spec.(*types.VirtualMachineWindowsQuiesceSpec)
+	return ok && w.VssBackupContext != string(types.VirtualMachineWindowsQuiesceSpecVssBackupContextCtx_file_share_backup)
+}
+
+func (s *sim) windows(r ref) (yes bool) {
+	s.withVM(s.context(), r, func(vm *simulator.VirtualMachine) { yes = strings.HasPrefix(vm.Config.GuestId, "win") })
+	return yes
 }
 
 func (s *sim) createSnapshot(r ref, req snapshotRequest) (ref, *soap.Fault) {
@@ -93,6 +105,9 @@ func (s *sim) takeSnapshot(ctx *simulator.Context, vm *simulator.VirtualMachine,
 		return nil, faults.Quiesce
 	}
 	if f := s.snapshotAllowed(vm, req.memory); f != nil {
+		return nil, f
+	}
+	if f := snapshotEncrypted(vm, snapshotRequest{memory: req.memory, writers: req.writers && quiesce}); f != nil {
 		return nil, f
 	}
 

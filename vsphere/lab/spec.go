@@ -29,6 +29,9 @@ type Machine struct {
 	InstanceUUID, BiosUUID string
 	Annotation             string
 
+	KeyProvider string // the machine's home is encrypted with a key of this provider; empty: it is not
+	VTPM        bool   // it has a virtual TPM; needs KeyProvider
+
 	NoTools  bool // VMware Tools do not run: quiescing is ignored
 	Off      bool // stays powered off
 	Template bool
@@ -46,6 +49,7 @@ type Disk struct {
 	Datastore  string // empty: the machine's
 	Thick      bool
 	Mode       string // persistent (empty), independent_persistent, independent_nonpersistent
+	Encrypted  bool   // needs the machine's KeyProvider
 	SharedBus  bool   // the controller shares its bus with other machines
 	Image      string // file with the first content of the disk, holes kept
 
@@ -66,6 +70,10 @@ func (s *sim) addMachine(m Machine, index int, folder ref) error {
 	r, fault := s.createVM(ctx, &types.CreateVM_Task{This: folder, Config: *config, Pool: pool, Host: &host})
 	if fault != nil {
 		return errors.New(describe(fault))
+	}
+	s.withVM(ctx, r, func(vm *simulator.VirtualMachine) { err = s.encrypt(ctx, vm, m) })
+	if err != nil {
+		return err
 	}
 	for i, d := range m.Disks {
 		if d.Image == "" {

@@ -1,4 +1,5 @@
 govc role.create vmkeep-backup \
+  Cryptographer.Access \
   Datastore.Browse \
   Datastore.FileManagement \
   Global.DisableMethods \

@@ -1,4 +1,5 @@
 govc role.create vmkeep-restore \
+  Cryptographer.Access \
   Datastore.AllocateSpace \
   Datastore.Browse \
   Datastore.FileManagement \

@@ -75,7 +75,7 @@ const (
 // Pages never touched take no memory.
 const (
 	Disks      = 64       // per helper
-	Depth      = 8        // requests in flight per disk (spec: NBD gains nothing beyond)
+	Depth      = 16       // requests in flight per disk
 	SlotBytes  = 1 << 20  // largest request; hosts run out of NFC memory above 2 MiB
 	MemoryFile = 4        // descriptor of the memory in the helper
 	SocketFile = 3        // descriptor of the socket in the helper
