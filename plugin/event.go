@@ -15,7 +15,7 @@ const (
 
 // Event tells a host how an operation goes on.
 type Event struct {
-	Seq        uint64 // 1, 2, 3, ... within the operation
+	Seq        uint64 // ascends within the operation; a gap means figures of progress that newer ones superseded
 	Time       time.Time
 	Operation  string
 	Machine    string // name; empty: the operation as a whole

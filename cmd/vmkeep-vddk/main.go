@@ -17,6 +17,10 @@ func main() {
 		fmt.Println("vmkeep-vddk", build.Version())
 		return
 	}
+	if len(os.Args) > 1 {
+		fmt.Fprintln(os.Stderr, "vmkeep-vddk: this program is started by vmkeep-plugin, not by hand; \"vmkeep doctor --vddk DIR\" examines VMware's library")
+		os.Exit(2)
+	}
 	if err := helper.Main(); err != nil {
 		fmt.Fprintln(os.Stderr, "vmkeep-vddk:", err)
 		os.Exit(1)

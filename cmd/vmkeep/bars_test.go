@@ -48,7 +48,7 @@ func TestBars(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	h := home{t: t, dir: dir, lab: l}
+	h := home{t: t, dir: dir, lab: l, password: "geheim"}
 	if code, out := h.run("init"); code != 0 {
 		t.Fatal(out)
 	}

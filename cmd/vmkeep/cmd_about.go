@@ -24,7 +24,9 @@ type settingLine struct {
 }
 
 func (a *app) envCommand() *cobra.Command {
-	return &cobra.Command{Use: "env", Short: "Show the settings in force, and where they come from", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "env", Short: "Show the settings in force, and where they come from", Args: takes(0, 0),
+		Long: `Show the settings in force, and which flag, file or variable each comes from. Secrets are not shown. "vmkeep help config"
+lists all settings.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, set, err := a.gather(cmd)
 			if err != nil {
@@ -48,7 +50,11 @@ func (a *app) envCommand() *cobra.Command {
 				}
 				g.add(s.id(), value, v.origin)
 			}
-			if !a.json {
+			switch {
+			case a.json:
+			case len(g.rows) == 0:
+				fmt.Fprintln(a.stdout, "nothing is set: see `vmkeep help config`")
+			default:
 				g.write(a.stdout)
 			}
 			return nil
@@ -80,7 +86,7 @@ type versionLine struct {
 }
 
 func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{Use: "version", Short: "Tell the version", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "version", Short: "Tell the version", Args: takes(0, 0),
 		RunE: func(*cobra.Command, []string) error {
 			v := versionLine{build.Version(), build.Platform(), plugin.APIVersion}
 			if a.json {
@@ -119,7 +125,7 @@ serves until it is interrupted. "vmkeep lab --help" tells its flags.`,
 }
 
 func (a *app) manCommand() *cobra.Command {
-	return &cobra.Command{Use: "man DIRECTORY", Short: "Write manual pages", Args: cobra.ExactArgs(1),
+	return &cobra.Command{Use: "man DIRECTORY", Short: "Write manual pages", Args: takes(1, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o777); err != nil {
 				return outputError(err)

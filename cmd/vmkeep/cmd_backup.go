@@ -15,7 +15,9 @@ import (
 )
 
 func (a *app) initCommand() *cobra.Command {
-	return &cobra.Command{Use: "init", Short: "Make the repository", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "init", Short: "Make the repository", Args: takes(0, 0),
+		Long: `Make the repository: in a directory, or on a REST, S3 or SFTP server, wherever --repo says. It is restic's format;
+restic works on it as well. Keep its password safe: without it nothing can be restored.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 				r, err := s.InitRepository(ctx)
@@ -33,7 +35,9 @@ func (a *app) initCommand() *cobra.Command {
 }
 
 func (a *app) machinesCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "machines [NAME...]", Short: "List machines", Example: "  vmkeep machines\n  vmkeep machines 'web*' --esxi esx1 --power poweredOn"}
+	cmd := &cobra.Command{Use: "machines [NAME...]", Short: "List machines",
+		Long: `List the machines that names and flags select, all by default: the same choice as that of backup, evaluated now. With
+--disks also their disks, and why one cannot be backed up.`, Example: "  vmkeep machines\n  vmkeep machines 'web*' --esxi esx1 --power poweredOn"}
 	sel := selection(cmd)
 	details := cmd.Flags().BoolP("disks", "l", false, "list the disks too")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -277,7 +281,9 @@ func consistency(c plugin.Consistency) string {
 }
 
 func (a *app) pointsCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "points [MACHINE...]", Short: "List recovery points", Example: "  vmkeep points\n  vmkeep points web1 --since 2026-11-01 -l"}
+	cmd := &cobra.Command{Use: "points [MACHINE...]", Short: "List recovery points",
+		Long: `List the recovery points of all machines, or of those that are named (names, globs or instanceUuids). Every point is a
+full one. With --disks also how each disk was read, and why.`, Example: "  vmkeep points\n  vmkeep points web1 --since 2026-11-01 -l"}
 	var filter plugin.PointFilter
 	var since, until string
 	f := cmd.Flags()
@@ -303,6 +309,10 @@ func (a *app) pointsCommand() *cobra.Command {
 				for _, p := range points {
 					writeJSON(a.stdout, "point", p)
 				}
+				return nil
+			}
+			if len(points) == 0 && len(args) > 0 {
+				fmt.Fprintf(a.stdout, "no points of %s\n", strings.Join(args, ", "))
 				return nil
 			}
 			writePoints(a.stdout, points)

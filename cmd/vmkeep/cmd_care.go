@@ -15,7 +15,7 @@ import (
 )
 
 func (a *app) checkCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "check", Short: "Check the repository", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "check", Short: "Check the repository", Args: takes(0, 0),
 		Long: `Check the repository: its structure, and with --read-data that every byte is what was stored.
 vmkeep-check does the same without vSphere and without a plugin.`}
 	var r plugin.CheckRequest
@@ -252,7 +252,9 @@ func (a *app) writeForget(r plugin.ForgetReport, dry bool) {
 }
 
 func (a *app) pruneCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "prune", Short: "Free the space that no point needs", Args: cobra.NoArgs}
+	cmd := &cobra.Command{Use: "prune", Short: "Free the space that no point needs", Args: takes(0, 0),
+		Long: `Free the space that no point needs: packs of which nothing is needed are deleted, and packs of which much is not needed
+are rewritten, as far as --max-unused demands. Points are never touched. Nobody else can write meanwhile.`}
 	var r plugin.PruneRequest
 	f := cmd.Flags()
 	f.StringVar(&r.MaxUnused, "max-unused", "", "leave so much unused rather than repack: 5%, a size, or unlimited (default 5%)")
@@ -296,7 +298,7 @@ func (a *app) prune(ctx context.Context, s session, r plugin.PruneRequest) error
 }
 
 func (a *app) recoverCommand() *cobra.Command {
-	return &cobra.Command{Use: "recover", Short: "Undo what interrupted operations left on vSphere", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "recover", Short: "Undo what interrupted operations left on vSphere", Args: takes(0, 0),
 		Long: `Undo what interrupted operations left on vSphere: snapshots, attached disks, half-made machines. Only what vmkeep
 made is touched. Every backup does this first; the command is for when none is due.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -337,7 +339,11 @@ func (a *app) writeRecover(r plugin.RecoverReport) error {
 }
 
 func (a *app) doctorCommand() *cobra.Command {
-	return &cobra.Command{Use: "doctor", Short: "Examine the installation and say what to do", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "doctor", Short: "Examine the installation and say what to do", Args: takes(0, 0),
+		Long: `Examine what a backup will need, change nothing, and say what to do: repository, state directory, vSphere session,
+certificate and clock, privileges for backup and restore, ports 443 and 902 of the hosts, change tracking and VMware Tools
+of the machines, and what interrupted runs have left. With --vddk DIR also VMware's library there: version, files,
+loader path. It needs neither a repository nor a machine.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 				began := time.Now()

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) filesCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "files", Short: "List and restore files of guests", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "files", Short: "List and restore files of guests", Args: subcommandOnly,
 		Long: `List and restore single files of the guest inside a point, without starting or entering the guest.
 
 Paths are as in the guest: /etc/fstab, C:\Users\ann or C:/Users/ann. Mount points come from the guest's own fstab, drive
@@ -32,7 +32,7 @@ func fileFlags(cmd *cobra.Command) *plugin.FileRequest {
 }
 
 func (a *app) filesList() *cobra.Command {
-	cmd := &cobra.Command{Use: "ls POINT [PATH]", Short: "List volumes or a directory", Args: cobra.RangeArgs(1, 2),
+	cmd := &cobra.Command{Use: "ls POINT [PATH]", Short: "List volumes or a directory", Args: takes(1, 2),
 		Example: "  vmkeep files ls latest -m web1\n  vmkeep files ls latest -m web1 /etc"}
 	r := fileFlags(cmd)
 	cmd.Flags().BoolVarP(&r.Recursive, "recursive", "R", false, "directories below too")
@@ -47,7 +47,7 @@ func (a *app) filesList() *cobra.Command {
 }
 
 func (a *app) filesFind() *cobra.Command {
-	cmd := &cobra.Command{Use: "find POINT GLOB...", Short: "Find files by name", Args: cobra.MinimumNArgs(2), Example: "  vmkeep files find latest -m web1 '*.conf' --in /etc"}
+	cmd := &cobra.Command{Use: "find POINT GLOB...", Short: "Find files by name", Args: takes(2, -1), Example: "  vmkeep files find latest -m web1 '*.conf' --in /etc"}
 	r := fileFlags(cmd)
 	cmd.Flags().StringVar(&r.Path, "in", "", "look in this directory and below; default: everywhere")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -125,7 +125,7 @@ func modeString(f plugin.File) string {
 }
 
 func (a *app) filesGet() *cobra.Command {
-	cmd := &cobra.Command{Use: "get POINT PATH", Short: "Restore files", Args: cobra.ExactArgs(2),
+	cmd := &cobra.Command{Use: "get POINT PATH", Short: "Restore files", Args: takes(2, 2),
 		Long: `Restore a file or a directory with everything below from the guest inside a point.
 
   --to DIRECTORY   into a directory here (nothing is ever written outside of it)

@@ -18,7 +18,7 @@ import (
 )
 
 func (a *app) filesDiff() *cobra.Command {
-	cmd := &cobra.Command{Use: "diff POINT1 POINT2 [PATH]", Short: "Show what differs between two points", Args: cobra.RangeArgs(2, 3),
+	cmd := &cobra.Command{Use: "diff POINT1 POINT2 [PATH]", Short: "Show what differs between two points", Args: takes(2, 3),
 		Long: `Show which files were added, removed or changed from one point to another, below a directory.
 
   + PATH           only in POINT2

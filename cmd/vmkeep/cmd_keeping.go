@@ -17,7 +17,7 @@ import (
 // Commands that keep the repository itself. None of them contacts vSphere.
 
 func (a *app) statsCommand() *cobra.Command {
-	return &cobra.Command{Use: "stats", Short: "Show what each machine takes in the repository", Args: cobra.NoArgs,
+	return &cobra.Command{Use: "stats", Short: "Show what each machine takes in the repository", Args: takes(0, 0),
 		Long: `Show what each machine's points take in the repository. LOGICAL is what restoring every point would write, UNIQUE
 its distinct chunks, STORED what they take compressed, and EXCLUSIVE what forgetting all points of the machine would
 free, because no other machine needs it. All directories of all points are read.`,
@@ -59,7 +59,7 @@ func times(a, b int64) string {
 }
 
 func (a *app) unlockCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "unlock", Short: "Remove locks that dead processes left in the repository", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "unlock", Short: "Remove locks that dead processes left in the repository", Args: takes(0, 0),
 		Long: `Remove the locks of processes that are gone: of this host, where the process no longer exists, and of others, where
 nobody has refreshed the lock for 30 minutes. Commands do the first by themselves. With --all every lock goes: make sure
 that nothing works on the repository.`}
@@ -103,8 +103,8 @@ func (a *app) keyCommand() *cobra.Command {
 	key := &cobra.Command{Use: "key", Short: "List, add and remove passwords of the repository",
 		Long: `List, add and remove the keys of the repository. Each key is a password that opens it; all open the same data. Who has
 once opened the repository may have kept what encrypts it: removing a key does not take that away.`,
-		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	list := &cobra.Command{Use: "list", Short: "List the keys", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		Args: subcommandOnly, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	list := &cobra.Command{Use: "list", Short: "List the keys", Args: takes(0, 0), RunE: func(cmd *cobra.Command, _ []string) error {
 		return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 			keys, err := s.Keys(ctx)
 			if err != nil {
@@ -116,7 +116,7 @@ once opened the repository may have kept what encrypts it: removing a key does n
 	}}
 	add := a.newKeyCommand(&cobra.Command{Use: "add", Short: "Add a key with another password"}, session.AddKey)
 	passwd := a.newKeyCommand(&cobra.Command{Use: "passwd", Short: "Replace the key in use by one with another password"}, session.ChangePassword)
-	remove := &cobra.Command{Use: "remove KEY", Short: "Remove a key by its id", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+	remove := &cobra.Command{Use: "remove KEY", Short: "Remove a key by its id", Args: takes(1, 1), RunE: func(cmd *cobra.Command, args []string) error {
 		return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 			if err := s.RemoveKey(ctx, args[0]); err != nil {
 				return err
@@ -155,7 +155,7 @@ func (a *app) writeKeys(keys []plugin.Key) {
 
 // newKeyCommand completes a command that makes a key.
 func (a *app) newKeyCommand(cmd *cobra.Command, call func(session, context.Context, plugin.KeyRequest) (plugin.Key, error)) *cobra.Command {
-	cmd.Args = cobra.NoArgs
+	cmd.Args = takes(0, 0)
 	var r plugin.KeyRequest
 	file := cmd.Flags().String("new-password-file", "", "file that holds the new password; else it is asked for")
 	cmd.Flags().StringVar(&r.Username, "user", "", "user name to show in the list of keys")
@@ -213,13 +213,13 @@ func (a *app) repairCommand() *cobra.Command {
 	repair := &cobra.Command{Use: "repair", Short: "Repair the index, or points that need what is lost",
 		Long: `Repair a damaged repository, in this order: "vmkeep repair index", then "vmkeep backup", which stores again what the
 machines still have, then, if "vmkeep check" still finds points damaged, "vmkeep repair points".`,
-		Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+		Args: subcommandOnly, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
 	repair.AddCommand(a.repairIndexCommand(), a.repairPointsCommand())
 	return repair
 }
 
 func (a *app) repairIndexCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "index", Short: "Make the index say what the packs hold", Args: cobra.NoArgs,
+	cmd := &cobra.Command{Use: "index", Short: "Make the index say what the packs hold", Args: takes(0, 0),
 		Long: `Make the index say what the packs hold. With --read-data packs are read as a whole: damaged chunks leave the index, so
 that the next backup stores them again if the machine still has them, and the good ones move to new packs.`}
 	var r plugin.RepairIndexRequest

@@ -27,7 +27,7 @@ func (a *app) restoreCommand() *cobra.Command {
 		Example: `  vmkeep restore latest --machine web1 --name web1-copy --network "VM Network=Lab" --plan
   vmkeep restore 1a2b3c4d --mode rollback --power-off --power-on
   vmkeep restore 1a2b3c4d --to /srv/out --format raw --disk scsi0-0`,
-		Args: cobra.ExactArgs(1)}
+		Args: takes(1, 1)}
 	var r plugin.RestoreRequest
 	var mode, format string
 	f := cmd.Flags()
@@ -190,7 +190,7 @@ func (a *app) writeRestore(r plugin.RestoreReport, took time.Duration) {
 }
 
 func (a *app) catCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "cat POINT DISK", Short: "Write bytes of a disk to standard output", Args: cobra.ExactArgs(2),
+	cmd := &cobra.Command{Use: "cat POINT DISK", Short: "Write bytes of a disk to standard output", Args: takes(2, 2),
 		Long: `Write bytes of a point's disk to standard output. Runs of zeros become holes when standard output is a file.
 With --json, standard output carries the frames as JSON lines without the data: offset, length, and whether they are zeros.`,
 		Example: "  vmkeep cat 1a2b3c4d scsi0-0 > disk.raw\n  vmkeep cat 1a2b3c4d scsi0-0 --length 512 | xxd"}

@@ -94,7 +94,7 @@ func describe(e plugin.Event) []string {
 	case e.Kind == plugin.EventPhase:
 		return []string{where + e.Phase}
 	case e.Progress != nil:
-		line := fmt.Sprintf("%s%s %s of %s", where, e.Phase, size(e.Progress.Done), size(e.Progress.Total))
+		line := fmt.Sprintf("%s%s: at %s of %s", where, e.Phase, size(e.Progress.Done), size(e.Progress.Total))
 		if e.Progress.ETA > 0 {
 			line += ", " + elapsed(e.Progress.ETA.Round(time.Second)) + " left"
 		}

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmkeep/vmkeep/cmd/internal/build"
+	"github.com/vmkeep/vmkeep/plugin"
 )
 
 // root is the command line.
@@ -26,7 +27,7 @@ reads as well. Every point restores on its own; there are no chains.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
-		Args:              cobra.NoArgs,
+		Args:              subcommandOnly,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(a.stdout)
@@ -67,6 +68,8 @@ Global Flags:
 
 General flags, which all commands have: see "vmkeep --help".{{end}}`).Replace(root.UsageTemplate()))
 	root.AddGroup(&cobra.Group{ID: "daily", Title: "Daily work:"}, &cobra.Group{ID: "care", Title: "Care:"}, &cobra.Group{ID: "about", Title: "About vmkeep:"})
+	root.SetHelpCommand(helpCommand())
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return wrongUse(cmd, "%s", err) })
 	root.SetHelpCommandGroupID("about")
 	root.SetCompletionCommandGroupID("about")
 	group := func(id string, cmds ...*cobra.Command) {
@@ -85,5 +88,47 @@ General flags, which all commands have: see "vmkeep --help".{{end}}`).Replace(ro
 
 // wrongUse is the error for arguments that do not fit together.
 func wrongUse(cmd *cobra.Command, format string, args ...any) error {
-	return fmt.Errorf("%s; see \"%s --help\"", fmt.Sprintf(format, args...), cmd.CommandPath())
+	return &plugin.Error{Code: plugin.CodeInvalid, Summary: fmt.Sprintf(format, args...), Remedy: "see `" + cmd.CommandPath() + " --help`"}
+}
+
+// takes demands at least so many arguments; at most as many, unless most is larger or negative, which means any number.
+func takes(least, most int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		usage := cmd.CommandPath()
+		if _, want, ok := strings.Cut(cmd.Use, " "); ok {
+			usage += " " + want
+		}
+		switch {
+		case len(args) < least:
+			return wrongUse(cmd, "an argument is missing: %s", usage)
+		case most >= 0 && len(args) > most:
+			return wrongUse(cmd, "%q is one argument too many: %s", args[most], usage)
+		}
+		return nil
+	}
+}
+
+// subcommandOnly is for commands that only have others below them.
+func subcommandOnly(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("unknown command %q", strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath()+" "+args[0], "vmkeep ")))
+	cmd.SuggestionsMinimumDistance = 2
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		text += "; did you mean " + strings.Join(near, " or ") + "?"
+	}
+	return wrongUse(cmd, "%s", text)
+}
+
+// helpCommand is cobra's, but for an error where there is no such command.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{Use: "help [COMMAND]", Short: "Help about any command or topic", RunE: func(cmd *cobra.Command, args []string) error {
+		found, rest, err := cmd.Root().Find(args)
+		if err != nil || len(rest) > 0 {
+			return subcommandOnly(cmd.Root(), args)
+		}
+		found.InitDefaultHelpFlag()
+		return found.Help()
+	}}
 }

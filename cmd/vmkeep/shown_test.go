@@ -246,7 +246,7 @@ func TestPlainProgress(t *testing.T) {
 	w.emit(plugin.Event{Machine: "web", Kind: plugin.EventDiagnostic, Diagnostic: &plugin.Diagnostic{Severity: plugin.SeverityWarning, Summary: "s", Detail: "d", Remedy: "r"}})
 	w.finish()
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 2*4+2 || lines[2] != "web scsi0-0: read 30.0 MiB of 100.0 MiB, 1m00s left" || lines[8] != "web: warning: s: d" || lines[9] != "  -> r" {
+	if len(lines) != 2*4+2 || lines[2] != "web scsi0-0: read: at 30.0 MiB of 100.0 MiB, 1m00s left" || lines[8] != "web: warning: s: d" || lines[9] != "  -> r" {
 		t.Errorf("got %d lines:\n%s", len(lines), out.String())
 	}
 }

@@ -72,10 +72,8 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 	bad := func(field, summary, remedy string) {
 		out = append(out, plugin.Diagnostic{Severity: plugin.SeverityError, Code: plugin.CodeInvalid, Object: field, Summary: summary, Remedy: remedy})
 	}
-	if c.Repository.Location == "" {
-		bad("repository.location", "no repository is named", "set repository.location, or RESTIC_REPOSITORY")
-	} else if c.Repository.Password == "" {
-		bad("repository.password", "the repository has no password", "set repository.password, RESTIC_PASSWORD or RESTIC_PASSWORD_FILE")
+	if missing := noRepositoryIn(c); missing != nil {
+		out = append(out, missing.Diagnostic())
 	}
 	if c.VSphere.URL != "" {
 		u, err := url.Parse(c.VSphere.URL)
@@ -131,6 +129,18 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 		}
 	}
 	return out, nil
+}
+
+// noRepositoryIn says what a configuration lacks to reach a repository; nil when nothing. What concerns vSphere alone works
+// without one.
+func noRepositoryIn(c plugin.Config) *plugin.Error {
+	switch {
+	case c.Repository.Location == "":
+		return &plugin.Error{Code: plugin.CodeNotConfigured, Object: "repository.location", Summary: "no repository is named", Remedy: "set repository.location, or RESTIC_REPOSITORY"}
+	case c.Repository.Password == "":
+		return &plugin.Error{Code: plugin.CodeNotConfigured, Object: "repository.password", Summary: "the repository has no password", Remedy: "set repository.password, RESTIC_PASSWORD or RESTIC_PASSWORD_FILE"}
+	}
+	return nil
 }
 
 // stateDir is where the journal lies.

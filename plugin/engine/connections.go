@@ -98,6 +98,9 @@ func (c *connections) lookup(name string) (string, bool) {
 
 // repository opens the configured repository and its storage. The caller closes both.
 func (c *connections) repository(ctx context.Context) (*repo.Repository, backend.Backend, error) {
+	if missing := noRepositoryIn(c.cfg); missing != nil {
+		return nil, nil, missing
+	}
 	rc := c.cfg.Repository
 	where, err := location.Parse(rc.Location)
 	if err != nil {

@@ -14,6 +14,9 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 	var out plugin.Repository
 	err := e.operate(ctx, "init", nil, func(ctx context.Context, op *operation) error {
 		rc := op.conn.cfg.Repository
+		if missing := noRepositoryIn(op.conn.cfg); missing != nil {
+			return missing
+		}
 		where, err := location.Parse(rc.Location)
 		if err != nil {
 			return invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
