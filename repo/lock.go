@@ -207,7 +207,22 @@ type lockKey struct{ r *Repository }
 // that lock themselves too, take no second lock. The context ends, with [ErrLockLost] as its cause, when the lock cannot be refreshed in time.
 // The lock is removed when fn returns or panics, also after ctx ended. If others hold a lock that does not bear this one,
 // WithLock fails with a [LockedError]; locks of processes of this host that are gone are removed.
-func (r *Repository) WithLock(ctx context.Context, mode LockMode, fn func(ctx context.Context) error) (err error) {
+func (r *Repository) WithLock(ctx context.Context, mode LockMode, fn func(ctx context.Context) error) error {
+	return r.hold(ctx, mode, func(ctx context.Context, l *held) error {
+		return r.settle(ctx, l)
+	}, fn)
+}
+
+// WithEarlyLock is WithLock with a shared lock for an fn that begins by reading: it begins once the lock is written, while it
+// is still to be seen whether someone wrote a conflicting one at the same time. Until that is known, what fn stores waits; if
+// there is one, fn's context ends with the [LockedError] as its cause, and nothing was stored. What fn reads meanwhile is what it would read later: who wants
+// to delete has seen our lock, or we theirs.
+func (r *Repository) WithEarlyLock(ctx context.Context, fn func(ctx context.Context) error) error {
+	return r.hold(ctx, Shared, nil, fn)
+}
+
+// hold writes a lock, runs fn and removes the lock. The lock is settled by before, or, if that is nil, beside fn.
+func (r *Repository) hold(ctx context.Context, mode LockMode, before func(context.Context, *held) error, fn func(ctx context.Context) error) (err error) {
 	if have, ok := ctx.Value(lockKey{r}).(LockMode); ok {
 		if have < mode {
 			return errors.New("an exclusive lock was asked for inside of a shared one")
@@ -215,17 +230,15 @@ func (r *Repository) WithLock(ctx context.Context, mode LockMode, fn func(ctx co
 		return fn(ctx)
 	}
 	l := &held{mode: mode}
-	if err := r.lock(ctx, l); err != nil {
+	if err := r.announce(ctx, l); err != nil {
 		return err
 	}
-	r.lookAgain() // what was known before may be outdated
 	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, lockKey{r}, mode))
-	var refresher sync.WaitGroup
-	refresher.Go(func() { r.refreshLoop(ctx, l, cancel) })
+	var keeper sync.WaitGroup
 	defer func() {
 		lost := errors.Is(context.Cause(ctx), ErrLockLost)
 		cancel(nil)
-		refresher.Wait()
+		keeper.Wait()
 		rm, stop := lastly(ctx)
 		defer stop()
 		if rmErr := r.removeLock(rm, l.id); rmErr != nil && !lost {
@@ -235,7 +248,45 @@ func (r *Repository) WithLock(ctx context.Context, mode LockMode, fn func(ctx co
 			err = fmt.Errorf("%w: %w", ErrLockLost, err)
 		}
 	}()
-	return fn(ctx)
+	if before != nil {
+		if err := before(ctx, l); err != nil {
+			return err
+		}
+	}
+	r.lookAgain() // what was known before may be outdated
+	settled := make(chan error, 1)
+	if before == nil {
+		r.be.mu.Lock() // until it is settled
+	}
+	keeper.Go(func() {
+		if before == nil {
+			err := r.settle(ctx, l)
+			if err != nil { // before anything that waits is let through
+				cancel(err)
+				r.failSession(err)
+			}
+			r.be.mu.Unlock()
+			settled <- err
+			if err != nil {
+				return
+			}
+		}
+		r.refreshLoop(ctx, l, cancel)
+	})
+	err = fn(ctx)
+	if before == nil && err == nil {
+		return <-settled
+	}
+	if cause := context.Cause(ctx); before == nil && unprotected(cause) {
+		return cause // whatever fn made of it
+	}
+	return err
+}
+
+// unprotected reports whether a context has ended because there is no lock any more, or never was one.
+func unprotected(cause error) bool {
+	var conflict *LockedError
+	return errors.Is(cause, ErrLockLost) || errors.As(cause, &conflict)
 }
 
 // Unlocked is a context in which methods that need a shared lock take none: for stores that cannot be written, where nobody
@@ -244,24 +295,33 @@ func Unlocked(ctx context.Context, r *Repository) context.Context {
 	return context.WithValue(ctx, lockKey{r}, Shared)
 }
 
-// lock writes a lock file if no other lock conflicts, before and after.
-func (r *Repository) lock(ctx context.Context, l *held) error {
-	if err := r.noConflict(ctx, l); err != nil {
+// announce writes a lock file if no other lock conflicts. If one does, it tries again for as long as
+// [OpenOptions.LockWait] says.
+func (r *Repository) announce(ctx context.Context, l *held) error {
+	const shortest, longest = 5 * time.Second, time.Minute // restic's
+	started := time.Now()
+	for wait := shortest; ; wait = min(2*wait, longest) {
+		err := r.noConflict(ctx, l)
+		var conflict *LockedError
+		left := r.lockWait - time.Since(started)
+		if !errors.As(err, &conflict) || left <= 0 {
+			if err != nil {
+				return err
+			}
+			return r.writeLock(ctx, l)
+		}
+		if err := pause(ctx, min(wait, left)); err != nil {
+			return err
+		}
+	}
+}
+
+// settle waits until locks written at the same time are visible, and looks for them.
+func (r *Repository) settle(ctx context.Context, l *held) error {
+	if err := pause(ctx, lockSettle); err != nil {
 		return err
 	}
-	if err := r.writeLock(ctx, l); err != nil {
-		return err
-	}
-	err := pause(ctx, lockSettle)
-	if err == nil {
-		err = r.noConflict(ctx, l)
-	}
-	if err != nil {
-		rm, cancel := lastly(ctx)
-		defer cancel()
-		return errors.Join(err, r.removeLock(rm, l.id))
-	}
-	return nil
+	return r.noConflict(ctx, l)
 }
 
 // noConflict fails with a LockedError if another lock does not bear l. A lock that cannot be read may be half visible

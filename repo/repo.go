@@ -64,6 +64,8 @@ type OpenOptions struct {
 	CacheSize int64
 	// BlobCache bounds the decoded chunks kept in memory for [Repository.Reader], in bytes; 0 means 64 MiB.
 	BlobCache int64
+	// LockWait is how long to wait for the locks of others that conflict; 0 means not at all.
+	LockWait time.Duration
 }
 
 const (
@@ -83,6 +85,7 @@ type Repository struct {
 	cache  *diskCache // nil without
 
 	packSize int
+	lockWait time.Duration
 	index    indexHolder
 	sessions sessionHolder
 	blobs    *blobCache
@@ -209,7 +212,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 	}
 	r := &Repository{
 		config: config, key: key, master: master, zstd: z,
-		packSize: o.PackSize, blobs: newBlobCache(o.BlobCache), zeros: make([]byte, restic.ZeroChunkSize),
+		packSize: o.PackSize, lockWait: o.LockWait, blobs: newBlobCache(o.BlobCache), zeros: make([]byte, restic.ZeroChunkSize),
 	}
 	if o.CacheDir != "" {
 		r.cache, err = openDiskCache(o.CacheDir, config.ID, o.CacheSize)
@@ -238,7 +241,7 @@ func (r *Repository) ID() string { return r.config.ID }
 // Location tells people where the repository is, without secrets.
 func (r *Repository) Location() string { return r.be.Location() }
 
-// gate is the store as all but locks use it: what changes it can be stopped while a lock's fate is unknown.
+// gate is the store as all but locks use it: what changes it is stopped while a lock's fate is unknown.
 type gate struct {
 	backend.Backend
 	mu sync.RWMutex

@@ -127,6 +127,15 @@ func (r *Repository) leave(s *session) {
 	r.unpinIndex()
 }
 
+// failSession ends the session, if there is one, and with it all commits.
+func (r *Repository) failSession(err error) {
+	r.sessions.mu.Lock()
+	defer r.sessions.mu.Unlock()
+	if s := r.sessions.current; s != nil {
+		s.fail(err)
+	}
+}
+
 func (r *Repository) start(ctx context.Context, x *index.Index) *session {
 	workers, posters := runtime.GOMAXPROCS(0), min(max(1, r.be.Connections()), maxPosters)
 	s := &session{

@@ -122,7 +122,7 @@ func (r *Repository) saveSnapshot(ctx context.Context, s *session, snapshot *res
 
 // salvage names in an index what a failed commit has stored, so that a rerun need not store it again.
 func (s *session) salvage(ctx context.Context) {
-	if errors.Is(context.Cause(ctx), ErrLockLost) {
+	if unprotected(context.Cause(ctx)) {
 		return // others may be deleting by now
 	}
 	late, cancel := lastly(ctx)

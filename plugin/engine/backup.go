@@ -31,77 +31,42 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 		if req.Unprotected != "" && req.Unprotected != "skip" && req.Unprotected != "fail" {
 			return invalid("unprotected", fmt.Sprintf("unknown policy %q", req.Unprotected), "use skip or fail")
 		}
-		vc, journal, err := op.changing(ctx)
-		if err != nil {
-			return err
-		}
-		machines, err := selected(ctx, vc, req.Selection)
-		if err != nil {
-			return err
-		}
+		vctx, stop := context.WithCancel(ctx)
+		scene := beside(func() (*backupScene, error) { return op.lookAtVSphere(vctx, req.Selection) })
+		defer func() { stop(); _, _ = scene() }()
 		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
-			previous, err := newestPoints(ctx, r)
+			scene, err := scene()
 			if err != nil {
 				return err
 			}
-			cutter, err := chunker.New(chunker.Pol(r.Config().Polynomial))
-			if err != nil {
-				return err
-			}
-			run := &backupRun{op: op, req: req, vc: vc, repo: r, journal: journal, previous: previous, cutter: cutter, memory: newReadable(r)}
-			if run.spare, err = freeSpace(ctx, vc, op.conn.cfg.Limits.FreeSpace); err != nil {
-				return err
-			}
-			report.Machines = make([]plugin.MachineResult, len(machines))
-			lanesOf(op.conn.cfg.Limits).run(ctx, machines, func(ctx context.Context, i int) {
-				report.Machines[i] = run.machine(ctx, machines[i])
+			return r.WithEarlyLock(ctx, func(ctx context.Context) error {
+				run := &backupRun{op: op, req: req, backupScene: scene, repo: r, memory: newReadable(r)}
+				if run.previous, err = newestPoints(ctx, r); err != nil {
+					return err
+				}
+				if run.cutter, err = chunker.New(chunker.Pol(r.Config().Polynomial)); err != nil {
+					return err
+				}
+				report.Machines = make([]plugin.MachineResult, len(scene.machines))
+				lanesOf(op.conn.cfg.Limits).run(ctx, scene.machines, func(ctx context.Context, i int) {
+					report.Machines[i] = run.machine(ctx, scene.machines[i])
+				})
+				return nil
 			})
-			return nil
 		})
 	})
 	return report, err
 }
 
-// selected lists the machines of a selection; none is an error.
-func selected(ctx context.Context, vc *vsphere.Client, s plugin.Selection) ([]vsphere.Machine, error) {
-	machines, err := vc.Machines(ctx, selection(s))
-	if err != nil {
-		return nil, err
-	}
-	if len(machines) == 0 {
-		return nil, &plugin.Error{Code: plugin.CodeMachineNotFound, Summary: "no machine matches the selection", Object: strings.Join(s.Names, ", "),
-			Remedy: "list what there is with `vmkeep machines`"}
-	}
-	return machines, nil
-}
-
-// freeSpace is how many bytes each datastore must have free, by name.
-func freeSpace(ctx context.Context, vc *vsphere.Client, demanded int64) (map[string]int64, error) {
-	stores, err := vc.Datastores(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]int64, len(stores))
-	for _, d := range stores {
-		out[d.Name] = demanded
-		if demanded == 0 {
-			out[d.Name] = d.Capacity / 20
-		}
-	}
-	return out, nil
-}
-
 // backupRun is what the machines of one backup share.
 type backupRun struct {
+	*backupScene
 	op       *operation
 	req      plugin.BackupRequest
-	vc       *vsphere.Client
 	repo     *repo.Repository
-	journal  *vsphere.Journal
 	previous map[machineIdentity]*restic.Snapshot
 	cutter   *chunker.Cutter
 	memory   *readable
-	spare    map[string]int64
 }
 
 // machine backs one machine up and never fails but in its result.

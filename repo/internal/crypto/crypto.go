@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"golang.org/x/crypto/poly1305" //lint:ignore SA1019 the format is Poly1305-AES; no other public package offers the bare authenticator
-	"golang.org/x/crypto/scrypt"
 )
 
 const (
@@ -125,9 +124,9 @@ type Params struct{ N, R, P int }
 
 // Derive makes the key a password opens a key file with.
 func Derive(password, salt []byte, p Params) (*Key, error) {
-	b, err := scrypt.Key(password, salt, p.N, p.R, p.P, 64)
+	b, err := scrypt(password, salt, p, 64)
 	if err != nil {
-		return nil, fmt.Errorf("scrypt: %w", err)
+		return nil, err
 	}
 	return NewKey(b[:32], b[32:48], b[48:64])
 }

@@ -1,0 +1,75 @@
+package engine
+
+import (
+	"context"
+	"strings"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere"
+)
+
+// backupScene is what has to be known of vSphere before machines are backed up.
+type backupScene struct {
+	vc       *vsphere.Client
+	journal  *vsphere.Journal
+	machines []vsphere.Machine
+	spare    map[string]int64 // bytes each datastore must have free, by name
+}
+
+// lookAtVSphere needs no repository, so that it is done while that is opened: deriving its key takes as long.
+func (op *operation) lookAtVSphere(ctx context.Context, s plugin.Selection) (*backupScene, error) {
+	vc, journal, err := op.changing(ctx)
+	if err != nil {
+		return nil, err
+	}
+	scene := &backupScene{vc: vc, journal: journal}
+	if scene.machines, err = selected(ctx, vc, s); err != nil {
+		return nil, err
+	}
+	scene.spare, err = freeSpace(ctx, vc, op.conn.cfg.Limits.FreeSpace)
+	return scene, err
+}
+
+// beside runs fn beside its caller and returns what waits for its result.
+func beside[T any](fn func() (T, error)) (wait func() (T, error)) {
+	var v T
+	var err error
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		v, err = fn()
+	}()
+	return func() (T, error) {
+		<-done
+		return v, err
+	}
+}
+
+// selected lists the machines of a selection; none is an error.
+func selected(ctx context.Context, vc *vsphere.Client, s plugin.Selection) ([]vsphere.Machine, error) {
+	machines, err := vc.Machines(ctx, selection(s))
+	if err != nil {
+		return nil, err
+	}
+	if len(machines) == 0 {
+		return nil, &plugin.Error{Code: plugin.CodeMachineNotFound, Summary: "no machine matches the selection", Object: strings.Join(s.Names, ", "),
+			Remedy: "list what there is with `vmkeep machines`"}
+	}
+	return machines, nil
+}
+
+// freeSpace is how many bytes each datastore must have free, by name.
+func freeSpace(ctx context.Context, vc *vsphere.Client, demanded int64) (map[string]int64, error) {
+	stores, err := vc.Datastores(ctx)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int64, len(stores))
+	for _, d := range stores {
+		out[d.Name] = demanded
+		if demanded == 0 {
+			out[d.Name] = d.Capacity / 20
+		}
+	}
+	return out, nil
+}
