@@ -45,7 +45,7 @@ cross: ## build the host, the plugin and the check for Windows and macOS
 	GOOS=darwin GOARCH=arm64 $(GO) build -o $(BIN)/darwin/ ./cmd/vmkeep ./cmd/vmkeep-plugin ./cmd/vmkeep-check
 
 .PHONY: demo
-demo: peers build ## back up, change, back up again and restore a machine of an embedded vSphere
+demo: demo-tools peers build ## back up, change, back up again and restore a machine of an embedded vSphere
 	$(GO) run ./cmd/internal/demo -bin $(BIN)
 
 .PHONY: bench
@@ -71,9 +71,10 @@ fuzz: ## run every fuzzer for FUZZTIME (20s)
 	  echo "== $$dir $$name"; $(GO) test "./$$dir" -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME); done
 
 .PHONY: proto
-proto: generators ## generate the Go code of the wire from plugin/proto
+proto: generators ## generate the Go code of the wire from plugin/proto, and record what was added to it
 	PATH=$(BIN)/generators:$$PATH protoc -I plugin/proto --go_out=. --go_opt=module=github.com/vmkeep/vmkeep \
 	  --go-grpc_out=. --go-grpc_opt=module=github.com/vmkeep/vmkeep plugin/proto/vmkeep/plugin/v1/*.proto
+	VMKEEP_RECORD_WIRE=1 $(GO) test -count=1 -run TestTheWireOnlyGrows ./plugin
 
 .PHONY: proto-check
 proto-check: generators ## check that the committed code of the wire is what plugin/proto says
@@ -109,6 +110,12 @@ tools: ## install the Debian packages that tests need, when root; tell what is m
 	  if [ "$${CI:-}" = true ]; then exit 1; fi; \
 	  echo "  tests that need them are skipped; in CI they would fail" >&2; \
 	fi
+
+# The demonstration makes file systems without root; e2fsprogs is on almost every Linux, if not on everybody's PATH.
+.PHONY: demo-tools
+demo-tools:
+	@PATH=$$PATH:/sbin:/usr/sbin; command -v mke2fs >/dev/null && command -v debugfs >/dev/null || $(MAKE) --no-print-directory tools PACKAGES=e2fsprogs; \
+	command -v mke2fs >/dev/null && command -v debugfs >/dev/null || { echo 'the demonstration needs mke2fs and debugfs (e2fsprogs)' >&2; exit 1; }
 
 .PHONY: clean
 clean: ## remove what was built

@@ -23,6 +23,7 @@ type guest struct {
 }
 
 type disk struct {
+	name  string // as points call it
 	image string
 	size  int64
 	key   int32 // of the virtual device
@@ -56,7 +57,7 @@ func makeGuest(ctx context.Context, dir string) (*guest, error) {
 	if err := guestdisk.Make(ctx, data, 512<<20, tree, "data"); err != nil {
 		return nil, err
 	}
-	g.disks = []disk{{system, 2 << 30, 2000}, {data, 512 << 20, 16000}}
+	g.disks = []disk{{"scsi0-0", system, 2 << 30, 2000}, {"sata0-0", data, 512 << 20, 16000}}
 	return g, nil
 }
 
@@ -68,11 +69,14 @@ func (g *guest) machines() []lab.Machine {
 	}
 }
 
+// changes is what the guest writes to a file.
+func changes() []byte { return []byte(strings.Repeat("the guest was here\n", 1000)) }
+
 // work changes files inside the guest's file system and sends the changed blocks to the running disk, as the guest's
 // kernel would.
 func (g *guest) work(ctx context.Context, l *lab.Lab) error {
 	note := filepath.Join(g.dir, "CHANGES")
-	if err := os.WriteFile(note, []byte(strings.Repeat("the guest was here\n", 1000)), 0o600); err != nil {
+	if err := os.WriteFile(note, changes(), 0o600); err != nil {
 		return err
 	}
 	tool, err := os.Executable()
@@ -169,15 +173,15 @@ func (g *guest) compare(l *lab.Lab, machine string, want []sum) error {
 		if err != nil {
 			return err
 		}
-		if err := equal(fmt.Sprintf("%s disk %d", machine, d.key), got, want[i]); err != nil {
+		if err := equal(machine+" "+d.name, got, want[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// compareFiles checks the raw files among names, in the order of the disks' names, against sums.
-func compareFiles(names []string, want []sum) error {
+// compareFiles checks the raw files among names against sums.
+func (g *guest) compareFiles(names []string, want []sum) error {
 	found := map[string]sum{}
 	for _, name := range names {
 		if filepath.Ext(name) != ".raw" {
@@ -197,7 +201,11 @@ func compareFiles(names []string, want []sum) error {
 		}
 		found[filepath.Base(name)] = s
 	}
-	return errors.Join(equal("scsi0-0.raw", found["scsi0-0.raw"], want[0]), equal("sata0-0.raw", found["sata0-0.raw"], want[1]))
+	var err error
+	for i, d := range g.disks {
+		err = errors.Join(err, equal(d.name+".raw", found[d.name+".raw"], want[i]))
+	}
+	return err
 }
 
 func equal(what string, got, want sum) error {
