@@ -68,6 +68,20 @@ func TestInterrupts(t *testing.T) {
 	}
 }
 
+// TestWaitingForStorageIsTold: nobody listens where the repository should be. Commands with and without events say so, and
+// an interrupt ends the waiting.
+func TestWaitingForStorageIsTold(t *testing.T) {
+	h := home{t: t, dir: t.TempDir(), password: "geheim"}
+	for _, command := range []string{"points", "check"} {
+		s := h.start(command, "--repo", "rest:http://127.0.0.1:1/repo")
+		s.await("does not answer, trying again")
+		s.signal()
+		if code, out := s.end(); code != exitInterrupted {
+			t.Errorf("%s: exit code %d\n%s", command, code, out)
+		}
+	}
+}
+
 // home is where vmkeep runs in a test.
 type home struct {
 	t        *testing.T
@@ -122,7 +136,12 @@ type slow struct {
 
 func (h home) startSlowBackup() *slow {
 	h.t.Helper()
-	s := &slow{home: h, cmd: h.command("backup", "web", "--limit-upload", "50")}
+	return h.start("backup", "web", "--limit-upload", "50")
+}
+
+func (h home) start(args ...string) *slow {
+	h.t.Helper()
+	s := &slow{home: h, cmd: h.command(args...)}
 	out, err := s.cmd.StderrPipe()
 	if err != nil {
 		h.t.Fatal(err)

@@ -34,7 +34,7 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 		vctx, stop := context.WithCancel(ctx)
 		scene := beside(func() (*backupScene, error) { return op.lookAtVSphere(vctx, req.Selection) })
 		defer func() { stop(); _, _ = scene() }()
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			scene, err := scene()
 			if err != nil {
 				return err

@@ -24,7 +24,7 @@ func (e *Engine) Check(ctx context.Context, req plugin.CheckRequest, emit func(p
 			}
 			opt.ReadData = data
 		}
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			stages := newStages(scope{out: op.out})
 			defer stages.end()
 			opt.Progress = func(p repo.CheckProgress) {

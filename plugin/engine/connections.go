@@ -2,19 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/vmkeep/vmkeep/plugin"
-	"github.com/vmkeep/vmkeep/repo"
-	"github.com/vmkeep/vmkeep/repo/backend"
-	"github.com/vmkeep/vmkeep/repo/backend/location"
-	"github.com/vmkeep/vmkeep/repo/restic"
 	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
@@ -94,59 +87,4 @@ func (c *connections) lookup(name string) (string, bool) {
 		return v, true
 	}
 	return os.LookupEnv(name)
-}
-
-// repository opens the configured repository and its storage. The caller closes both.
-func (c *connections) repository(ctx context.Context) (*repo.Repository, backend.Backend, error) {
-	if missing := noRepositoryIn(c.cfg); missing != nil {
-		return nil, nil, missing
-	}
-	rc := c.cfg.Repository
-	where, err := location.Parse(rc.Location)
-	if err != nil {
-		return nil, nil, invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
-	}
-	be, err := location.Open(ctx, where, c.storage())
-	if err != nil {
-		return nil, nil, noRepository(err)
-	}
-	r, err := repo.Open(ctx, be, repo.OpenOptions{
-		Password: rc.Password, Compression: restic.Compression(rc.Compression), PackSize: rc.PackSize << 20, CacheDir: rc.CacheDir, LockWait: rc.LockWait,
-	})
-	if err != nil {
-		return nil, nil, errors.Join(err, be.Close())
-	}
-	return r, be, nil
-}
-
-// storage is what the configuration says of the storage service.
-func (c *connections) storage() location.Settings {
-	rc := c.cfg.Repository
-	return location.Settings{Env: c.lookup, Options: rc.Options, Upload: rc.LimitUpload, Download: rc.LimitDownload, Retry: backend.Policy{
-		Notify: func(op string, err error, pause time.Duration) {
-			c.log.Warn("the repository's storage does not answer, trying again", "operation", op, "error", err, "in", pause)
-		},
-	}}
-}
-
-// noRepository makes a place that is not there a missing repository.
-func noRepository(err error) error {
-	if errors.Is(err, backend.ErrNotExist) {
-		return fmt.Errorf("%w: %w", repo.ErrNoRepository, err)
-	}
-	return err
-}
-
-// withRepository opens the repository for the time of fn.
-func (c *connections) withRepository(ctx context.Context, fn func(*repo.Repository) error) (err error) {
-	r, be, err := c.repository(ctx)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := errors.Join(r.Close(), be.Close()); err == nil && e != nil {
-			err = fmt.Errorf("close the repository: %w", e)
-		}
-	}()
-	return fn(r)
 }

@@ -52,7 +52,7 @@ func failed(name string, err error) plugin.Finding {
 
 func (op *operation) examineRepository(ctx context.Context) plugin.Finding {
 	f := plugin.Finding{Name: "repository"}
-	err := op.conn.withRepository(ctx, func(r *repo.Repository) error {
+	err := op.withRepository(ctx, func(r *repo.Repository) error {
 		locks, err := r.Locks(ctx)
 		if err != nil {
 			return err

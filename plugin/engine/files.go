@@ -23,7 +23,7 @@ type guest struct {
 // withGuest opens the disks of a point together and finds their volumes.
 func (e *Engine) withGuest(ctx context.Context, req plugin.FileRequest, fn func(*guest) error) error {
 	return e.operate(ctx, "files", nil, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
 				point, err := findPoint(ctx, r, req.Point, req.Machine)
 				if err != nil {

@@ -21,7 +21,7 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 		if err != nil {
 			return invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
 		}
-		be, err := location.Create(ctx, where, op.conn.storage())
+		be, err := location.Create(ctx, where, op.storage())
 		if err != nil {
 			return err
 		}

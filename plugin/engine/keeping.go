@@ -16,7 +16,7 @@ import (
 // keep runs fn on the opened repository, as an operation without events.
 func (e *Engine) keep(ctx context.Context, kind string, fn func(context.Context, *repo.Repository) error) error {
 	return e.operate(ctx, kind, nil, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error { return fn(ctx, r) })
+		return op.withRepository(ctx, func(r *repo.Repository) error { return fn(ctx, r) })
 	})
 }
 
@@ -164,7 +164,7 @@ func (e *Engine) RepairIndex(ctx context.Context, req plugin.RepairIndexRequest,
 			}
 			opt.ReadData = data
 		}
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			stages := newStages(scope{out: op.out})
 			defer stages.end()
 			opt.Progress = func(p repo.CheckProgress) { stages.at(string(p.Stage), p.Bytes, p.TotalBytes) }
@@ -184,7 +184,7 @@ func (e *Engine) RepairIndex(ctx context.Context, req plugin.RepairIndexRequest,
 func (e *Engine) RepairPoints(ctx context.Context, req plugin.RepairPointsRequest, emit func(plugin.Event)) (plugin.RepairPointsReport, error) {
 	var out plugin.RepairPointsReport
 	err := e.operate(ctx, "repair points", emit, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			scope{out: op.out}.phase("repair")
 			ids, err := pointsToRepair(ctx, r, req.IDs)
 			if err != nil || len(ids) == 0 {

@@ -16,7 +16,7 @@ import (
 func (e *Engine) PlanRestore(ctx context.Context, req plugin.RestoreRequest) (plugin.RestorePlan, error) {
 	var out plugin.RestorePlan
 	err := e.operate(ctx, "plan-restore", nil, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			point, err := findPoint(ctx, r, req.Point, req.Machine)
 			if err != nil {
 				return err

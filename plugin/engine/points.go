@@ -146,7 +146,7 @@ func pointOf(m *manifest) *plugin.Point {
 func (e *Engine) Points(ctx context.Context, f plugin.PointFilter) ([]plugin.Point, error) {
 	var out []plugin.Point
 	err := e.operate(ctx, "points", nil, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			all, err := r.Snapshots(ctx)
 			if err != nil {
 				return err

@@ -18,7 +18,7 @@ const frameSize = 1 << 20
 // ReadDisk implements [plugin.Service].
 func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn func(plugin.Frame) error) error {
 	return e.operate(ctx, "read-disk", nil, func(ctx context.Context, op *operation) error {
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
 				point, err := findPoint(ctx, r, req.Point, "")
 				if err != nil {

@@ -21,7 +21,7 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 	var report plugin.RestoreReport
 	err := e.operate(ctx, "restore", emit, func(ctx context.Context, op *operation) error {
 		started := time.Now()
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
 				point, err := findPoint(ctx, r, req.Point, req.Machine)
 				if err != nil {

@@ -23,7 +23,7 @@ func (e *Engine) Forget(ctx context.Context, req plugin.ForgetRequest) (plugin.F
 		if err != nil {
 			return err
 		}
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			all, err := r.Snapshots(ctx)
 			if err != nil {
 				return err
@@ -133,7 +133,7 @@ func (e *Engine) Prune(ctx context.Context, req plugin.PruneRequest, emit func(p
 				return invalid("maxRepack", err.Error(), "write a size such as 500M or 20G")
 			}
 		}
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			s := scope{out: op.out}
 			stages := newStages(s)
 			defer stages.end()

@@ -42,7 +42,7 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 		if err != nil {
 			return err
 		}
-		return op.conn.withRepository(ctx, func(r *repo.Repository) error {
+		return op.withRepository(ctx, func(r *repo.Repository) error {
 			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
 				points, err := newestPoints(ctx, r)
 				if err != nil {
