@@ -59,7 +59,7 @@ bench-parts: tools ## measure the parts: cutting, disks over NFC and over VMware
 .PHONY: soak
 soak: build ## back up and restore many changing machines under faults for long: SOAK="-rounds 50"
 	$(GO) run ./cmd/internal/soak $(SOAK)
-	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 30m -run TestSoak ./vddk/nfc
+	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 60m -v -run TestSoak ./vddk/nfc ./vddk/vixdisklib
 
 .PHONY: mutants
 mutants: tools ## damage each guest file system, volume manager and partition table 10,000 times; demand errors within 256 MiB

@@ -93,6 +93,7 @@ func TestSoak(t *testing.T) {
 		cycle(i)
 	}
 	fds2, goroutines2, heap2 := measure()
+	t.Logf("%d cycles: descriptors %d, %d; goroutines %d, %d; heap %d, %d KiB", cycles, fds, fds2, goroutines, goroutines2, heap>>10, heap2>>10)
 	if fds2 > fds+2 || goroutines2 > goroutines+2 || heap2 > heap+2<<20 {
 		t.Errorf("after %d cycles: %d descriptors (before %d), %d goroutines (%d), %d bytes (%d)",
 			cycles, fds2, fds, goroutines2, goroutines, heap2, heap)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -226,8 +227,19 @@ func resident(t *testing.T, pid int) (kib int) {
 	return kib
 }
 
-// Some hundred lives of helpers, and some hundred lives of disks in one helper.
+// soakVariable asks for another number of cycles, for example 20000 over night.
+const soakVariable = "VMKEEP_SOAK_CYCLES"
+
+// Some hundred lives of helpers, and as many lives of disks in one helper: neither side may grow.
 func TestSoak(t *testing.T) {
+	cycles := 250
+	if v := os.Getenv(soakVariable); v != "" {
+		n, err := strconv.Atoi(v)
+		if err != nil || n < 1 {
+			t.Fatalf("%s=%s: a positive number is needed", soakVariable, v)
+		}
+		cycles = n
+	}
 	k := newKit(t, newest())
 	k.Log = nil
 	spec, _ := k.disk(8 << 20)
@@ -244,7 +256,7 @@ func TestSoak(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	const cycles, warm = 250, 20
+	const warm = 20
 	for _, one := range []bool{false, true} {
 		var stays vddk.Disk
 		var first, helper, threads int
@@ -264,7 +276,7 @@ func TestSoak(t *testing.T) {
 			cycle(spec)
 		}
 		fds2, goroutines2, heap2 := usage(t)
-		t.Logf("descriptors %d, %d; goroutines %d, %d; heap %d, %d KiB", fds, fds2, goroutines, goroutines2, heap>>10, heap2>>10)
+		t.Logf("%d cycles: descriptors %d, %d; goroutines %d, %d; heap %d, %d KiB", cycles, fds, fds2, goroutines, goroutines2, heap>>10, heap2>>10)
 		if fds2 > fds || goroutines2 > goroutines || heap2 > heap+1<<20 {
 			t.Error("it grows")
 		}
