@@ -50,8 +50,12 @@ func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
 		if n%3 == 1 {
 			m.Guest = "windows2019srv_64Guest"
 		}
+		encrypted := n%4 == 3
+		if encrypted {
+			m.KeyProvider = "kms"
+		}
 		for range 1 + n%2 {
-			m.Disks = append(m.Disks, lab.Disk{Size: o.diskSize})
+			m.Disks = append(m.Disks, lab.Disk{Size: o.diskSize, Encrypted: encrypted})
 		}
 		opt.Machines = append(opt.Machines, m)
 	}
