@@ -86,6 +86,31 @@ func TestLocksOfTheDeadAreRemoved(t *testing.T) {
 	h.must("prune")
 }
 
+// TestSnapshotsOfResticAreLeftToRestic: they lie in the same repository, are not listed, and the error says who restores them.
+func TestSnapshotsOfResticAreLeftToRestic(t *testing.T) {
+	dir := t.TempDir()
+	h := home{t: t, dir: dir, password: peers.Password}
+	h.must("init")
+	r := peers.Restic(t, peers.Peer{Location: filepath.Join(dir, "repo")})
+	r.Dir = dir
+	if err := os.WriteFile(filepath.Join(dir, "letter"), []byte("dear reader"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.Run("backup", "letter")
+	var snapshots []struct{ ID string }
+	if err := json.Unmarshal([]byte(r.Run("snapshots", "--json")), &snapshots); err != nil || len(snapshots) != 1 {
+		t.Fatalf("%d snapshots, %v", len(snapshots), err)
+	}
+	if out := h.must("points"); !strings.Contains(out, "no points") {
+		t.Errorf("points:\n%s", out)
+	}
+	code, out := h.run("restore", snapshots[0].ID, "--to", filepath.Join(dir, "to"))
+	if code != exitFailure || !strings.Contains(out, "-> restore it with restic: `restic restore "+snapshots[0].ID[:8]) {
+		t.Errorf("exit code %d\n%s", code, out)
+	}
+	h.must("check", "--read-data")
+}
+
 // TestKeysOpenBothWays: keys that vmkeep makes open the repository for restic, and the reverse.
 func TestKeysOpenBothWays(t *testing.T) {
 	h, r := keeper(t)

@@ -76,8 +76,11 @@ func loadPoint(ctx context.Context, r *repo.Repository, s *restic.Snapshot) (*lo
 		}
 		return &loadedPoint{snapshot: s, manifest: m, dir: dir, repo: r}, nil
 	}
-	return nil, fmt.Errorf("snapshot %s was not made by vmkeep: it has no %s", s.ID.Short(), manifestName)
+	return nil, fmt.Errorf("snapshot %s %w: it has no %s", s.ID.Short(), errForeign, manifestName)
 }
+
+// errForeign is a snapshot that restic made, of something that is no machine.
+var errForeign = errors.New("was not made by vmkeep")
 
 // loadFile reads a small file of a tree whole.
 func loadFile(ctx context.Context, r *repo.Repository, n *restic.Node, limit int64) ([]byte, error) {
@@ -257,10 +260,18 @@ func findPoint(ctx context.Context, r *repo.Repository, want, machine string) (*
 			Remedy: "list what there is with `vmkeep points`", Object: want}
 	case 1:
 	default:
-		return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d points match %q", len(found), want),
-			Remedy: "give more digits of the id, or name the machine", Object: want}
+		e := &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d points match %q", len(found), want),
+			Remedy: "give more digits of the id", Object: want}
+		if want == "latest" {
+			e.Summary, e.Remedy = "several machines have points", "say whose latest point is meant: name the machine, or give the point's id"
+		}
+		return nil, e
 	}
 	p, err := loadPoint(ctx, r, found[0])
+	if errors.Is(err, errForeign) {
+		return nil, &plugin.Error{Code: plugin.CodeUnsupported, Summary: "the snapshot was not made by vmkeep", Detail: err.Error(), Object: want, Err: err,
+			Remedy: "restore it with restic: `restic restore " + found[0].ID.Short() + " --target DIRECTORY`"}
+	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, repo.ErrDamaged) {
 		return nil, &plugin.Error{Code: plugin.CodeDamaged, Summary: "the point cannot be read", Detail: err.Error(), Object: want, Err: err,
 			Remedy: "check the repository with `vmkeep-check --read-data`, or take an older point"}
