@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -238,7 +239,8 @@ func (e *Engine) ListFiles(ctx context.Context, req plugin.FileRequest, fn func(
 	})
 }
 
-// volumes lists the volumes, readable or not, with the places where the guest mounts them.
+// volumes lists the volumes, readable or not, with the places where the guest mounts them, and what stands in the way of
+// others.
 func (g *guest) volumes(fn func(plugin.File) error) error {
 	systems := g.machine.Systems()
 	for _, v := range g.machine.Volumes() {
@@ -263,6 +265,11 @@ func (g *guest) volumes(fn func(plugin.File) error) error {
 		}
 		f.Note = strings.Join(notes, ", ")
 		if err := fn(f); err != nil {
+			return err
+		}
+	}
+	for _, p := range g.machine.Problems() {
+		if err := fn(plugin.File{Path: cmp.Or(p.Where, "volumes"), Type: "volume", Note: "cannot be used: " + p.Text}); err != nil {
 			return err
 		}
 	}

@@ -158,6 +158,16 @@ func TestGuestFilesBecomeResticFiles(t *testing.T) {
 		t.Errorf("the new file: %q, %v", b, err)
 	}
 	r.restic().Run("check", "--read-data")
+	if found := r.restic().Run("find", "--snapshot", point.ID, "file 3"); !strings.Contains(found, "/guest/files/scsi0-0p1/srv/d3/file 3") {
+		t.Errorf("restic find says\n%s", found)
+	}
+	r.resticMounts(t, func(dir string) {
+		for _, name := range []string{"/srv/d3/file 3", "/srv/d10/file 10", "/srv/d1/file 1"} {
+			if r.fileSum(filepath.Join(dir, "ids", point.ID[:8], "guest", "files", "scsi0-0p1", name)) != want[name] {
+				t.Errorf("%s differs in restic's mount", name)
+			}
+		}
+	})
 
 	only := r.backup("guest", func(b *plugin.BackupRequest) {
 		b.NoImage = true

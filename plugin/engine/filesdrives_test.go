@@ -19,6 +19,7 @@ import (
 func TestWindowsGuestByDriveLetter(t *testing.T) {
 	disks, files := mounttest.Windows(t, t.TempDir())
 	opt := lab.Options{Machines: []lab.Machine{{Name: "windows", Disks: []lab.Disk{{Image: disks[0]}, {Image: disks[1]}}}}}
+	t.Run("selections", func(t *testing.T) { selectByGuestPaths(t, opt, files) })
 	eachWay(t, opt, func(t *testing.T, r *rig) {
 		point := r.backup("windows", nil)
 		list := func(req plugin.FileRequest) map[string]plugin.File {
@@ -83,10 +84,9 @@ func TestWindowsGuestByDriveLetter(t *testing.T) {
 	})
 }
 
-// TestSelectionsAreGuestPaths: what is stored of a guest's files is chosen by the paths that the guest has.
-func TestSelectionsAreGuestPaths(t *testing.T) {
-	disks, files := mounttest.Windows(t, t.TempDir())
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "windows", Disks: []lab.Disk{{Image: disks[0]}, {Image: disks[1]}}}}}, inProcess)
+// selectByGuestPaths: what is stored of a guest's files is chosen by the paths that the guest has.
+func selectByGuestPaths(t *testing.T, opt lab.Options, files map[string]string) {
+	r := newRig(t, opt, inProcess)
 	for _, c := range []struct {
 		sel  plugin.FileSelection
 		want []string // of the files; those of others are not stored
@@ -109,5 +109,24 @@ func TestSelectionsAreGuestPaths(t *testing.T) {
 				t.Errorf("%+v: %s is stored: %v, %q", c.sel, name, err == nil, b)
 			}
 		}
+	}
+}
+
+// TestDamagedTableIsListed: a disk whose partitions nobody can tell is not passed over in silence.
+func TestDamagedTableIsListed(t *testing.T) {
+	opt, _, _ := linuxGuest(t)
+	disk := make([]byte, 8<<20) // a protective MBR (UEFI 2.10, 5.2.3) without the table that it protects
+	disk[446+4], disk[446+8], disk[510], disk[511] = 0xee, 1, 0x55, 0xaa
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, disk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opt.Machines[0].Disks = append(opt.Machines[0].Disks, lab.Disk{Image: file})
+	r := newRig(t, opt, inProcess)
+	point := r.backup("guest", nil)
+	notes := map[string]string{}
+	r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { notes[f.Path] = f.Note; return nil }))
+	if len(notes) != 2 || !strings.Contains(notes["scsi0-1"], "partition table") || !strings.Contains(notes["scsi0-0p1"], "ext4") {
+		t.Errorf("volumes: %q", notes)
 	}
 }

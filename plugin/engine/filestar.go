@@ -38,12 +38,12 @@ func (e *Engine) TarFiles(ctx context.Context, req plugin.FileRequest, fn func([
 			if a, err := p.fs.Stat(p.id); err != nil {
 				return err
 			} else if a.Type == guestfs.Directory && archive.name(p.path) != "" && len(req.Globs) == 0 {
-				if err := archive.add(p, a); err != nil {
+				if err := archive.add(&found{place: p, attr: a}); err != nil {
 					return err
 				}
 			}
 		}
-		if err := p.walk(ctx, req, archive.add); err != nil {
+		if err := p.walkAhead(ctx, req, archive.add); err != nil {
 			return err
 		}
 		if err := archive.w.Close(); err != nil {
@@ -74,14 +74,15 @@ func (t *archiver) name(p string) string {
 	return strings.ReplaceAll(strings.TrimPrefix(strings.TrimPrefix(p, t.base), "/"), "\x00", "_")
 }
 
-func (t *archiver) add(p place, a guestfs.Attr) error {
+func (t *archiver) add(f *found) error {
+	p, a := f.place, f.attr
 	h := &tar.Header{Format: tar.FormatPAX, Name: t.name(p.path), Mode: int64(a.Mode), Uid: int(a.UID), Gid: int(a.GID),
 		ModTime: a.Mtime, PAXRecords: map[string]string{}}
 	if a.Mtime.IsZero() {
 		h.ModTime = time.Unix(0, 0)
 	}
 	name := h.Name
-	var content guestfs.File
+	var content io.Reader
 	var err error
 	switch a.Type {
 	case guestfs.Directory:
@@ -92,7 +93,7 @@ func (t *archiver) add(p place, a guestfs.Attr) error {
 			break
 		}
 		h.Typeflag = tar.TypeReg
-		if content, err = p.fs.Open(p.id, ""); closed(err) {
+		if h.Size, content, err = f.reader(); closed(err) {
 			if err := t.unreadable(h, name, err); err != nil {
 				return err
 			}
@@ -101,7 +102,6 @@ func (t *archiver) add(p place, a guestfs.Attr) error {
 			return fmt.Errorf("%s: %w", p.path, err)
 		}
 		t.seen[p.inode()] = name
-		h.Size = content.Size()
 	case guestfs.Symlink:
 		h.Typeflag = tar.TypeSymlink
 		if h.Linkname, err = p.fs.Readlink(p.id); err != nil {
@@ -150,7 +150,7 @@ func (t *archiver) streams(p place, of *tar.Header, name string) error {
 			err = t.unreadable(h, full, err)
 		} else if err == nil {
 			h.Size = content.Size()
-			err = t.write(h, content)
+			err = t.write(h, guestfs.NewReader(content))
 		}
 		if err != nil {
 			return fmt.Errorf("%s:%s: %w", p.path, s.Name, err)
@@ -182,14 +182,14 @@ func (t *archiver) unreadable(of *tar.Header, name string, why error) error {
 }
 
 // write writes an entry with its content, if it has any.
-func (t *archiver) write(h *tar.Header, content guestfs.File) error {
+func (t *archiver) write(h *tar.Header, content io.Reader) error {
 	if err := t.w.WriteHeader(h); err != nil {
 		return err
 	}
 	if content == nil {
 		return nil
 	}
-	_, err := io.Copy(t.w, guestfs.NewReader(content))
+	_, err := io.Copy(t.w, content)
 	return err
 }
 

@@ -61,6 +61,7 @@ func jobs() []job {
 		{"random", "a disk that does not compress", (*bench).random},
 		{"prune", "prune after the first points were forgotten", (*bench).prune},
 		{"rollback", "rolling 1 % back beside restoring everything", (*bench).rollback},
+		{"files", "1 GiB of small files read out of a point, beside a loop mount of the restored disk", (*bench).smallFiles},
 		{"scale", "the same data on disks of 8 GiB, 1 TiB and 62 TiB", (*bench).scale},
 		{"chunking", "ways to cut chunks, over a series of images", (*bench).chunking},
 	}
