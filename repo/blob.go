@@ -13,10 +13,11 @@ import (
 )
 
 // maxBlob bounds the plaintext of a blob in bytes. restic's chunks have at most 8 MiB, other writers' may be larger; a tree has 67
-// bytes for each chunk of its files. What claims more is taken for an attack on our memory.
+// bytes for each chunk of its files, and some 400 for each of its files: this is a directory of over a million, or a file of 8 TiB.
+// What claims more is taken for an attack on our memory.
 func maxBlob(t restic.BlobType) uint64 {
 	if t == restic.TreeBlob {
-		return 1 << 30
+		return 512 << 20
 	}
 	return 256 << 20
 }
@@ -50,7 +51,7 @@ func (e *MissingError) Unwrap() []error {
 
 // decode opens, decompresses and verifies a sealed blob, and appends the plaintext to dst. sealed is used up.
 func (r *Repository) decode(dst []byte, b restic.Blob, sealed []byte) ([]byte, error) {
-	if uint64(b.Size()) > maxBlob(b.Type) {
+	if n := uint64(b.Size()); n > maxBlob(b.Type) || b.Compressed() && !restic.Plausible(len(sealed), n) {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", b.BlobHandle, ErrDamaged, b.Size())
 	}
 	plain, err := r.key.Open(sealed[16:16], sealed) // in place

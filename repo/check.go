@@ -104,8 +104,10 @@ func (c *CheckReport) OK() bool { return c.Errors() == 0 }
 // Remedies that several findings share.
 const (
 	remedyIndex     = "run `vmkeep repair index` (or restic's), then check again"
-	remedySnapshots = "other snapshots are not affected; back up again, which stores what is lost if the source still has it, or `vmkeep repair points` (restic: repair snapshots)"
-	remedyPrune     = "prune removes it"
+	remedyPack      = "run `vmkeep repair index --read-data`, which takes what is lost out of the index, then check again"
+	remedySnapshots = "other snapshots are not affected; back up again, which stores what is lost if the source still has it, or run " +
+		"`vmkeep repair points`, which puts zeros in its place (restic: repair snapshots)"
+	remedyPrune = "`vmkeep prune` removes it"
 )
 
 const maxFindings = 10_000
@@ -120,6 +122,9 @@ type checker struct {
 	bad      index.Set           // copies that cannot be read
 	used     index.Set
 	mu       sync.Mutex
+	homeless map[restic.BlobHandle]bool // blobs that snapshots need and no index names
+	doubtful []int                      // findings that homeless blobs are the reason of
+	told     map[string]bool            // texts of losses
 	report   *CheckReport
 	progress CheckProgress
 }
@@ -130,7 +135,7 @@ func (r *Repository) Check(ctx context.Context, o CheckOptions) (*CheckReport, e
 	if err := o.ReadData.valid(); err != nil {
 		return nil, err
 	}
-	c := &checker{r: r, o: o, report: &CheckReport{Repository: r.config.ID, Started: time.Now(), Findings: []Finding{}}}
+	c := &checker{r: r, o: o, homeless: make(map[restic.BlobHandle]bool), told: make(map[string]bool), report: &CheckReport{Repository: r.config.ID, Started: time.Now(), Findings: []Finding{}}}
 	err := r.WithLock(ctx, Shared, c.run)
 	c.report.Finished = time.Now()
 	if err != nil {
@@ -173,11 +178,13 @@ func (c *checker) run(ctx context.Context) error {
 	if err := c.data(ctx); err != nil {
 		return err
 	}
-	if c.report.Errors() == before {
-		return nil
+	if c.report.Errors() > before {
+		c.stage(CheckDamage, 0)
+		if err := c.trees(ctx, snapshots, c.lostChunks); err != nil {
+			return err
+		}
 	}
-	c.stage(CheckDamage, 0)
-	return c.trees(ctx, snapshots, c.lostChunks)
+	return c.strays(ctx)
 }
 
 func (c *checker) stage(s CheckStage, total int64) {
@@ -205,6 +212,22 @@ func (c *checker) tell() {
 func (c *checker) find(f Finding) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.add(f)
+}
+
+// full counts one more finding that is omitted, if there are enough already: whoever finds millions asks first.
+func (c *checker) full() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.report.Findings) < maxFindings {
+		return false
+	}
+	c.report.FindingsOmitted++
+	return true
+}
+
+// add is find for those who hold the mutex.
+func (c *checker) add(f Finding) {
 	if len(c.report.Findings) >= maxFindings {
 		c.report.FindingsOmitted++
 		return
@@ -221,7 +244,7 @@ func (c *checker) keys(ctx context.Context) error {
 	for _, k := range keys {
 		if k.Err != nil {
 			c.find(Finding{Severity: Error, File: backend.Handle{Type: restic.KeyFile, Name: k.ID.String()}.String(),
-				Text: fmt.Sprintf("the key %s does not open the repository any more: %v", k.ID.Short(), k.Err), Remedy: "add a key with its password, then remove it"})
+				Text: fmt.Sprintf("the key %s does not open the repository any more: %v", k.ID.Short(), k.Err), Remedy: "run `vmkeep key add` with its password, then `vmkeep key remove`"})
 		}
 	}
 	h := backend.Handle{Type: restic.ConfigFile}
@@ -262,7 +285,7 @@ func (c *checker) snapshots(ctx context.Context) ([]*restic.Snapshot, error) {
 		case errors.Is(err, backend.ErrNotExist):
 		case errors.Is(err, ErrDamaged):
 			c.find(Finding{Severity: Error, File: h.String(), Text: fmt.Sprintf("snapshot %s is lost: %v", id.Short(), err),
-				Remedy: "forget it; its content stays readable through other snapshots that hold the same"})
+				Remedy: "bring the file back from a copy, or delete it from the store; its content stays readable through other snapshots that hold the same"})
 		default:
 			return nil, err
 		}
@@ -291,68 +314,65 @@ func (c *checker) snapshot(ctx context.Context, h backend.Handle) (*restic.Snaps
 }
 
 // trees walks all trees of the snapshots, past the cache and with the check's own index.
-func (c *checker) trees(ctx context.Context, snapshots []*restic.Snapshot, visit func(place, *restic.Tree)) error {
+func (c *checker) trees(ctx context.Context, snapshots []*restic.Snapshot, look func(at *place) func(*restic.Node)) error {
 	c.mu.Lock()
 	first := c.progress.Stage == CheckTrees // what cannot be read is reported once
 	c.mu.Unlock()
 	w := &walker{
-		load: func(ctx context.Context, id restic.ID) (*restic.Tree, error) {
-			h := restic.BlobHandle{ID: id, Type: restic.TreeBlob}
+		r: c.r, index: c.index,
+		load: func(ctx context.Context, h restic.BlobHandle) ([]byte, error) {
 			data, why, err := c.r.loadCopyPastCache(ctx, c.index, h)
-			if err != nil {
-				return nil, err
+			if err == nil && data == nil {
+				err = &MissingError{[]MissingBlob{{h, why}}}
 			}
-			if data == nil {
-				return nil, &MissingError{[]MissingBlob{{h, why}}}
-			}
-			t, err := restic.DecodeTree(data)
-			if err != nil {
-				return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
-			}
-			return t, nil
+			return data, err
 		},
-		visit: func(ctx context.Context, at place, t *restic.Tree, err error) ([]place, error) {
+		visit: func(ctx context.Context, at *place, t nodes, err error) (more []place, _ error) {
 			defer c.step(0)
-			if err != nil {
-				if first {
-					c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: at.Path, Blob: at.Tree, Remedy: remedySnapshots,
-						Text: fmt.Sprintf("the directory %s of snapshot %s cannot be read: %v", at.Path, at.Snapshot.ID.Short(), err)})
+			if err == nil {
+				node := look(at)
+				for n, bad := range t {
+					if err = bad; err != nil {
+						break
+					}
+					node(n)
+					more = at.below(more, n)
 				}
-				return nil, nil
 			}
-			visit(at, t)
-			return at.below(t), nil
+			if err != nil && first {
+				c.lost(Finding{Snapshot: at.Snapshot.ID, Path: at.Path(), Blob: at.Tree,
+					Text: fmt.Sprintf("the directory %s of snapshot %s cannot be read: %v", at.Path(), at.Snapshot.ID.Short(), err)}, c.unnamed(at.Tree, restic.TreeBlob))
+			}
+			return more, nil
 		},
 	}
 	return w.walk(ctx, snapshots, c.r.be.Connections())
 }
 
 // inspect checks a tree's nodes and that every chunk of its files can be found.
-func (c *checker) inspect(at place, t *restic.Tree) {
+func (c *checker) inspect(at *place) func(*restic.Node) {
 	c.use(restic.BlobHandle{ID: at.Tree, Type: restic.TreeBlob})
-	finding := func(text string) {
-		c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: at.Path, Blob: at.Tree, Text: text})
-	}
-	files := 0
-	for i := range t.Nodes {
-		n := &t.Nodes[i]
-		if err := n.Check(); err != nil {
-			finding(fmt.Sprintf("in the directory %s of snapshot %s: %v", at.Path, at.Snapshot.ID.Short(), err))
-		}
-		if i > 0 && n.Name <= t.Nodes[i-1].Name {
-			finding(fmt.Sprintf("in the directory %s of snapshot %s %q follows %q: %v", at.Path, at.Snapshot.ID.Short(), n.Name, t.Nodes[i-1].Name, restic.ErrNodeOrder))
-		}
-		if n.Type == restic.FileNode {
-			files++
-		}
-	}
 	c.mu.Lock()
 	c.report.Trees++
-	c.report.Files += files
 	c.mu.Unlock()
-	c.lostChunks(at, t)
-	for i := range t.Nodes {
-		n := &t.Nodes[i]
+	finding := func(format string, args ...any) {
+		if c.full() {
+			return
+		}
+		where := fmt.Sprintf("in the directory %s of snapshot %s", at.Path(), at.Snapshot.ID.Short())
+		c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: at.Path(), Blob: at.Tree, Text: where + fmt.Sprintf(format, args...)})
+	}
+	lost := c.lostChunks(at)
+	last, begun := "", false
+	return func(n *restic.Node) {
+		if err := n.Check(); err != nil {
+			finding(": %v", err)
+		}
+		if begun && n.Name <= last {
+			finding(" %q follows %q: %v", n.Name, last, restic.ErrNodeOrder)
+		}
+		last, begun = n.Name, true
+		lost(n)
 		total, complete := uint64(0), true
 		for _, id := range n.Content {
 			h := restic.BlobHandle{ID: id, Type: restic.DataBlob}
@@ -361,9 +381,16 @@ func (c *checker) inspect(at place, t *restic.Tree) {
 			total += uint64(size)
 			c.use(h)
 		}
-		if n.Type == restic.FileNode && complete && total != n.Size {
-			c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: path.Join(at.Path, n.Name), Blob: at.Tree,
-				Text: fmt.Sprintf("%s of snapshot %s should have %d bytes, its chunks have %d", path.Join(at.Path, n.Name), at.Snapshot.ID.Short(), n.Size, total)})
+		if n.Type != restic.FileNode {
+			return
+		}
+		c.mu.Lock()
+		c.report.Files++
+		c.mu.Unlock()
+		if complete && total != n.Size {
+			name := path.Join(at.Path(), n.Name)
+			c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: name, Blob: at.Tree,
+				Text: fmt.Sprintf("%s of snapshot %s should have %d bytes, its chunks have %d", name, at.Snapshot.ID.Short(), n.Size, total)})
 		}
 	}
 }
@@ -394,24 +421,24 @@ func (c *checker) readable(h restic.BlobHandle, entries []index.Entry) (size int
 }
 
 // lostChunks reports which bytes of files cannot be read. Neighbours are one finding.
-func (c *checker) lostChunks(at place, t *restic.Tree) {
+func (c *checker) lostChunks(at *place) func(*restic.Node) {
 	var entries []index.Entry
-	for i := range t.Nodes {
-		n := &t.Nodes[i]
+	return func(n *restic.Node) {
 		var offset, start int64
-		lost, unknown := 0, 0
+		lost := 0
 		var first restic.ID
+		var unknown []restic.BlobHandle
 		flush := func() {
 			if lost == 0 {
 				return
 			}
-			name := path.Join(at.Path, n.Name)
+			name := path.Join(at.Path(), n.Name)
 			text := fmt.Sprintf("%s of snapshot %s: %d chunks are lost, bytes %d to %d", name, at.Snapshot.ID.Short(), lost, start, offset)
-			if unknown > 0 {
-				text = fmt.Sprintf("%s of snapshot %s: %d chunks from byte %d on are lost, %d of them of unknown length", name, at.Snapshot.ID.Short(), lost, start, unknown)
+			if len(unknown) > 0 {
+				text = fmt.Sprintf("%s of snapshot %s: %d chunks from byte %d on are lost, %d of them of unknown length", name, at.Snapshot.ID.Short(), lost, start, len(unknown))
 			}
-			c.find(Finding{Severity: Error, Snapshot: at.Snapshot.ID, Path: name, Blob: first, Offset: start, Length: offset - start, Text: text, Remedy: remedySnapshots})
-			lost, unknown = 0, 0
+			c.lost(Finding{Snapshot: at.Snapshot.ID, Path: name, Blob: first, Offset: start, Length: offset - start, Text: text}, unknown)
+			lost, unknown = 0, unknown[:0]
 		}
 		for _, id := range n.Content {
 			h := restic.BlobHandle{ID: id, Type: restic.DataBlob}
@@ -426,7 +453,7 @@ func (c *checker) lostChunks(at place, t *restic.Tree) {
 				start, first = offset, id
 			}
 			if lost++; len(entries) == 0 {
-				unknown++
+				unknown = append(unknown, h)
 			}
 			offset += int64(size)
 		}

@@ -134,21 +134,15 @@ func (c *checker) indexFiles(ctx context.Context) error {
 
 func (c *checker) indexFile(ctx context.Context, h backend.Handle) error {
 	sealed, err := loadWhole(ctx, c.r.be, h)
-	var doc []byte
 	if err == nil {
-		doc, err = c.r.openDocument(h, sealed)
-	}
-	if err == nil {
-		if err = restic.DecodeIndex(doc, func(id restic.ID, blobs []restic.Blob) error {
+		err = c.r.decodeIndex(ctx, h, sealed, func(id restic.ID, blobs []restic.Blob) error {
 			conflict, err := c.index.AddPack(id, blobs)
 			if conflict {
 				c.find(Finding{Severity: Error, File: h.String(), Remedy: remedyIndex,
 					Text: fmt.Sprintf("the index file %s describes the pack %s differently than another one", h, id.Short())})
 			}
 			return err
-		}); err != nil {
-			err = fmt.Errorf("%w: %w", ErrDamaged, err)
-		}
+		})
 	}
 	if errors.Is(err, backend.ErrNotExist) {
 		return nil
@@ -210,18 +204,7 @@ func (c *checker) packs(ctx context.Context) error {
 		c.step(0)
 	}
 	if mixed > 0 {
-		c.find(Finding{Severity: Hint, Text: fmt.Sprintf("%d packs hold both trees and data, as very old versions of restic made them", mixed), Remedy: "prune separates them"})
-	}
-	extra, extraBytes := 0, int64(0)
-	for id, n := range sizes {
-		if !c.index.HasPack(id) {
-			extra++
-			extraBytes += n
-		}
-	}
-	if extra > 0 {
-		c.find(Finding{Severity: Hint, Remedy: remedyPrune,
-			Text: fmt.Sprintf("%d packs of %d bytes are in no index: backups that run now, or were interrupted, left them", extra, extraBytes)})
+		c.find(Finding{Severity: Hint, Text: fmt.Sprintf("%d packs hold both trees and data, as very old versions of restic made them", mixed), Remedy: "`vmkeep prune` separates them"})
 	}
 	return nil
 }
@@ -291,7 +274,7 @@ func (c *checker) pack(ctx context.Context, pr *packReader, id restic.ID, entrie
 	c.mu.Unlock()
 	c.step(c.sizes[id])
 	if problem != nil {
-		c.find(Finding{Severity: Error, File: h.String(), Remedy: "if no intact copy of the file can be brought back, " + remedyIndex,
+		c.find(Finding{Severity: Error, File: h.String(), Remedy: "if no intact copy of the file can be brought back, " + remedyPack,
 			Text: fmt.Sprintf("the pack %s is damaged, %d of its %d blobs are lost: %v", h, len(bad), len(entries), problem)})
 	}
 	return nil

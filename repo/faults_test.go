@@ -427,7 +427,7 @@ func TestEveryFlippedByteIsNoticed(t *testing.T) {
 				fresh, err := Open(t.Context(), broken, OpenOptions{Password: password})
 				if err != nil {
 					noticed = true
-					fresh = &Repository{be: &gate{Backend: broken}, config: r.config, key: r.key, zstd: r.zstd, zeros: r.zeros, blobs: newBlobCache(1e6)}
+					fresh = &Repository{be: &gate{Backend: broken}, config: r.config, key: r.key, zstd: r.zstd, zeros: r.zeros, blobs: newBlobCache(1e6), room: r.room}
 					fresh.keyID.Store(r.keyID.Load())
 				}
 				report, err := fresh.Check(t.Context(), CheckOptions{ReadData: ReadData{All: true}})

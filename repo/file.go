@@ -12,7 +12,7 @@ import (
 )
 
 // maxFile bounds what is read of a file that is read whole, in bytes: anything but packs. An index of a million blobs has 40 MB.
-const maxFile = 1 << 30
+const maxFile = 256 << 20
 
 // loadWhole reads a file and, unless it is the config, verifies that it has the name of its content. A file that does
 // not is read once more, since the fault may lie on the way.
@@ -42,29 +42,52 @@ func loadWhole(ctx context.Context, be backend.Backend, h backend.Handle) ([]byt
 // loadDocument reads a lock, snapshot or index file and returns its JSON.
 func (r *Repository) loadDocument(ctx context.Context, t restic.FileType, id restic.ID) ([]byte, error) {
 	h := backend.Handle{Type: t, Name: id.String()}
-	sealed, cached := r.cache.get(h)
-	if !cached {
-		var err error
-		if sealed, err = loadWhole(ctx, r.be, h); err != nil {
-			return nil, err
-		}
-		if t == restic.IndexFile || t == restic.SnapshotFile {
-			r.cache.put(h, sealed)
-		}
+	sealed, err := r.loadSealed(ctx, h)
+	if err != nil {
+		return nil, err
 	}
 	return r.openDocument(h, sealed)
 }
 
-func (r *Repository) openDocument(h backend.Handle, sealed []byte) ([]byte, error) {
-	plain, err := r.key.Open(nil, sealed)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w: %w", h, ErrDamaged, err)
+// loadSealed reads a snapshot or index file from the cache, others and what is not in it from the store.
+func (r *Repository) loadSealed(ctx context.Context, h backend.Handle) ([]byte, error) {
+	if sealed, ok := r.cache.get(h); ok {
+		return sealed, nil
 	}
-	doc, err := r.zstd.Unpack(h.Type, plain)
+	sealed, err := loadWhole(ctx, r.be, h)
+	if err == nil && (h.Type == restic.IndexFile || h.Type == restic.SnapshotFile) {
+		r.cache.put(h, sealed)
+	}
+	return sealed, err
+}
+
+func (r *Repository) openDocument(h backend.Handle, sealed []byte) (doc []byte, err error) {
+	plain, err := r.key.Open(nil, sealed)
+	if err == nil {
+		doc, err = r.zstd.Unpack(h.Type, plain)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", h, ErrDamaged, err)
 	}
 	return doc, nil
+}
+
+// decodeIndex is [restic.DecodeIndex] of an index file, in what memory there is. What is malformed, and an error of pack, is damage.
+func (r *Repository) decodeIndex(ctx context.Context, h backend.Handle, sealed []byte, pack func(restic.ID, []restic.Blob) error) error {
+	plain, err := r.key.Open(nil, sealed)
+	if err != nil {
+		return fmt.Errorf("%s: %w: %w", h, ErrDamaged, err)
+	}
+	return r.room.hold(ctx, restic.UnpackedSize(h.Type, plain), func() error {
+		doc, err := r.zstd.Unpack(h.Type, plain)
+		if err == nil {
+			err = restic.DecodeIndex(doc, pack)
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w: %w", h, ErrDamaged, err)
+		}
+		return nil
+	})
 }
 
 // sealDocument makes a file of a JSON document and verifies that it can be read back.

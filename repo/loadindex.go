@@ -129,11 +129,12 @@ func (r *Repository) loadIndexFiles(ctx context.Context, x *index.Index, ids []r
 }
 
 func (r *Repository) loadIndexFile(ctx context.Context, x *index.Index, id restic.ID) error {
-	doc, err := r.loadDocument(ctx, restic.IndexFile, id)
+	h := backend.Handle{Type: restic.IndexFile, Name: id.String()}
+	sealed, err := r.loadSealed(ctx, h)
 	if err != nil {
 		return err
 	}
-	err = restic.DecodeIndex(doc, func(pack restic.ID, blobs []restic.Blob) error {
+	return r.decodeIndex(ctx, h, sealed, func(pack restic.ID, blobs []restic.Blob) error {
 		if r.config.Version < 2 {
 			for _, b := range blobs {
 				if b.Compressed() {
@@ -144,10 +145,6 @@ func (r *Repository) loadIndexFile(ctx context.Context, x *index.Index, id resti
 		_, err := x.AddPack(pack, blobs)
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("index/%s: %w: %w", id, ErrDamaged, err)
-	}
-	return nil
 }
 
 // indexDamage is the error of damaged index files, for those who must not go on without them.

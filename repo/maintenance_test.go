@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
@@ -197,8 +198,14 @@ func TestRepairIndexFindsWhatThePacksHold(t *testing.T) {
 			if _, err := readFiles(t.Context(), r, s); err == nil {
 				t.Fatal("reading works without an index")
 			}
-			if report, err := r.Check(t.Context(), CheckOptions{}); err != nil || report.OK() {
-				t.Fatalf("check: %v, %v", report, err)
+			found, err := r.Check(t.Context(), CheckOptions{})
+			if err != nil || found.OK() {
+				t.Fatalf("check: %v, %v", found, err)
+			}
+			for i, f := range found.Findings {
+				if i == 0 && !strings.Contains(f.Text, "index files are lost") || f.Remedy != remedyIndex {
+					t.Errorf("finding %d says %q -> %q", i, f.Text, f.Remedy)
+				}
 			}
 			if _, err := r.Prune(t.Context(), PruneOptions{}); err == nil {
 				t.Fatal("prune goes to work without an index")
@@ -255,6 +262,11 @@ func TestLostChunksBecomeZerosInPlace(t *testing.T) {
 	fixed, err := r.RepairIndex(t.Context(), RepairIndexOptions{ReadData: ReadData{All: true}})
 	if err != nil || !slices.Equal(fixed.LostBlobs, []restic.BlobHandle{lost}) || len(fixed.SalvagedPacks) != 1 {
 		t.Fatalf("repair index: %+v, %v", fixed, err)
+	}
+	// The pack is in no index now. That is no reason to put it back into one: what is lost in it is lost.
+	report, err = r.Check(t.Context(), CheckOptions{})
+	if err != nil || len(report.Findings) != 2 || report.Findings[0].Remedy != remedySnapshots || report.Findings[1].Remedy != remedyPrune {
+		t.Errorf("after the repair: %+v, %v", report, err)
 	}
 	dry, err := r.RepairSnapshots(t.Context(), RepairSnapshotsOptions{DryRun: true})
 	if err != nil || len(dry) != 1 {

@@ -181,7 +181,7 @@ func (p *pruner) plan(ctx context.Context) error {
 		return err
 	}
 	if err := p.r.indexDamage(); err != nil {
-		return fmt.Errorf("repair the index first: %w", err)
+		return fmt.Errorf("run `vmkeep repair index` first: %w", err)
 	}
 	sizes, err := p.r.list(ctx, restic.PackFile)
 	if err != nil {
@@ -224,28 +224,29 @@ func (r *Repository) markUsed(ctx context.Context, x *index.Index, snapshots []*
 		}
 		return nil
 	}
-	w := &walker{
-		load: r.LoadTree,
-		visit: func(_ context.Context, at place, t *restic.Tree, err error) ([]place, error) {
+	w := &walker{r: r, index: x, load: r.LoadBlob, visit: func(_ context.Context, at *place, t nodes, err error) (more []place, _ error) {
+		if err != nil {
+			return nil, treeError(at, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		step()
+		if err := mark(restic.BlobHandle{ID: at.Tree, Type: restic.TreeBlob}); err != nil {
+			return nil, err
+		}
+		for n, err := range usable(t) {
 			if err != nil {
-				return nil, fmt.Errorf("directory %s of snapshot %s: %w", at.Path, at.Snapshot.ID.Short(), err)
+				return nil, treeError(at, err)
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			step()
-			if err := mark(restic.BlobHandle{ID: at.Tree, Type: restic.TreeBlob}); err != nil {
-				return nil, err
-			}
-			for i := range t.Nodes {
-				for _, id := range t.Nodes[i].Content {
-					if err := mark(restic.BlobHandle{ID: id, Type: restic.DataBlob}); err != nil {
-						return nil, fmt.Errorf("%s in %s of snapshot %s: %w", t.Nodes[i].Name, at.Path, at.Snapshot.ID.Short(), err)
-					}
+			for _, id := range n.Content {
+				if err := mark(restic.BlobHandle{ID: id, Type: restic.DataBlob}); err != nil {
+					return nil, fmt.Errorf("%s in %s of snapshot %s: %w", n.Name, at.Path(), at.Snapshot.ID.Short(), err)
 				}
 			}
-			return at.below(t), nil
-		},
-	}
+			more = at.below(more, n)
+		}
+		return more, nil
+	}}
 	if err := w.walk(ctx, snapshots, r.be.Connections()); err != nil {
 		return nil, err
 	}
@@ -324,9 +325,9 @@ func (p *pruner) count() error {
 		h := backend.Handle{Type: restic.PackFile, Name: u.id.String()}
 		switch {
 		case u.usedBlobs > 0 && u.size < 0:
-			return fmt.Errorf("%s: %w: it is missing and snapshots need it; check the repository, then repair it", h, ErrDamaged)
+			return fmt.Errorf("%s: %w: it is missing and snapshots need it; run `vmkeep-check`, which tells what to do", h, ErrDamaged)
 		case u.usedBlobs > 0 && u.size != want:
-			return fmt.Errorf("%s: %w: it has %d bytes, the index expects %d; check the repository, then repair it", h, ErrDamaged, u.size, want)
+			return fmt.Errorf("%s: %w: it has %d bytes, the index expects %d; run `vmkeep-check`, which tells what to do", h, ErrDamaged, u.size, want)
 		}
 	}
 	p.report.UnusedBlobs -= p.report.DuplicateBlobs

@@ -215,13 +215,14 @@ func (r *Repository) rewriteIndex(ctx context.Context, drop map[restic.ID]bool) 
 	slices.SortFunc(names, func(a, b restic.ID) int { return slices.Compare(a[:], b[:]) })
 	var out indexWriter
 	for _, id := range names {
-		doc, err := r.loadDocument(ctx, restic.IndexFile, id)
+		h := backend.Handle{Type: restic.IndexFile, Name: id.String()}
+		sealed, err := r.loadSealed(ctx, h)
 		if err != nil {
 			return nil, err
 		}
 		var packs []restic.IndexPack
 		blobs, loses := 0, false
-		if err := restic.DecodeIndex(doc, func(pack restic.ID, bs []restic.Blob) error {
+		if err := r.decodeIndex(ctx, h, sealed, func(pack restic.ID, bs []restic.Blob) error {
 			if drop[pack] {
 				loses = true
 				return nil

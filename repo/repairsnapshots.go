@@ -64,7 +64,7 @@ func (r *Repository) RepairSnapshots(ctx context.Context, o RepairSnapshotsOptio
 			return err
 		}
 		if err := r.indexDamage(); err != nil {
-			return fmt.Errorf("repair the index first: %w", err)
+			return fmt.Errorf("run `vmkeep repair index` first: %w", err)
 		}
 		packs, err := r.list(ctx, restic.PackFile)
 		if err != nil {
@@ -96,6 +96,9 @@ func (r *Repository) RepairSnapshots(ctx context.Context, o RepairSnapshotsOptio
 	}
 	return out, nil
 }
+
+// maxDamage is how many paths of a snapshot are told apart. Trees that share what is below them can make any number of them.
+const maxDamage = 10_000
 
 // mender rewrites the trees of one snapshot.
 type mender struct {
@@ -148,8 +151,8 @@ func (m *mender) snapshot(ctx context.Context, s *restic.Snapshot) (*RepairedSna
 
 // tree mends a directory and what is below, and returns the new tree's ID, which is the old one if nothing was lost.
 func (m *mender) tree(ctx context.Context, id restic.ID, at string, depth int) (restic.ID, error) {
-	if out, ok := m.done[id]; ok && out == id {
-		return out, nil // damage is reported for each path, so only sound trees are skipped
+	if out, ok := m.done[id]; ok && (out == id || len(m.damage) > maxDamage) {
+		return out, nil // damage is reported for each path as long as these are not too many: so far only sound trees are skipped
 	}
 	t, changed, err := m.load(ctx, id, at)
 	if depth > maxTreeDepth {
@@ -186,7 +189,8 @@ func (m *mender) tree(ctx context.Context, id restic.ID, at string, depth int) (
 		m.done[id] = id
 		return id, nil
 	}
-	return m.save(t)
+	m.done[id], err = m.save(t)
+	return m.done[id], err
 }
 
 // load reads a tree and takes out the nodes that no reader can use.

@@ -90,6 +90,7 @@ type Repository struct {
 	sessions sessionHolder
 	blobs    *blobCache
 	zeros    []byte // 512 KiB of zeros
+	room     *room
 }
 
 // Init makes a repository and opens it with default options. The store must hold none.
@@ -213,6 +214,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 	r := &Repository{
 		config: config, key: key, master: master, zstd: z,
 		packSize: o.PackSize, lockWait: o.LockWait, blobs: newBlobCache(o.BlobCache), zeros: make([]byte, restic.ZeroChunkSize),
+		room: newRoom(roomSize),
 	}
 	if o.CacheDir != "" {
 		r.cache, err = openDiskCache(o.CacheDir, config.ID, o.CacheSize)

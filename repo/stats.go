@@ -144,17 +144,19 @@ type counter struct {
 
 func (c *counter) count(ctx context.Context, snapshots []*restic.Snapshot) error {
 	c.below = make(map[restic.ID][]restic.ID)
-	w := &walker{load: c.r.LoadTree, visit: func(_ context.Context, at place, t *restic.Tree, err error) ([]place, error) {
+	w := &walker{r: c.r, index: c.index, load: c.r.LoadBlob, visit: func(_ context.Context, at *place, t nodes, err error) (more []place, _ error) {
 		if err != nil {
-			return nil, fmt.Errorf("directory %s of snapshot %s: %w", at.Path, at.Snapshot.ID.Short(), err)
+			return nil, treeError(at, err)
 		}
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.use(restic.BlobHandle{ID: at.Tree, Type: restic.TreeBlob})
 		files := int64(0)
 		below := []restic.ID{}
-		for i := range t.Nodes {
-			n := &t.Nodes[i]
+		for n, err := range usable(t) {
+			if err != nil {
+				return nil, treeError(at, err)
+			}
 			for _, id := range n.Content {
 				c.use(restic.BlobHandle{ID: id, Type: restic.DataBlob})
 			}
@@ -164,10 +166,11 @@ func (c *counter) count(ctx context.Context, snapshots []*restic.Snapshot) error
 			case restic.DirNode:
 				below = append(below, *n.Subtree)
 			}
+			more = at.below(more, n)
 		}
 		c.below[at.Tree] = below
 		c.sizes[at.Tree] = files
-		return at.below(t), nil
+		return more, nil
 	}}
 	if err := w.walk(ctx, snapshots, c.r.be.Connections()); err != nil {
 		return err

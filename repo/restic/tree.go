@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"slices"
 	"strconv"
 	"strings"
@@ -221,46 +222,105 @@ func appendText(dst []byte, key, text string) []byte {
 	return appendString(dst, text)
 }
 
-// DecodeTree reads a tree's JSON. The result shares no memory with data. Order and sanity of the nodes are the
-// caller's to check, with [Tree.Check]: a damaged tree must still be readable by a repair.
-func DecodeTree(data []byte) (*Tree, error) {
-	s := &scanner{b: data}
-	t := &Tree{}
-	found := false
-	err := s.object(func(key []byte) error {
-		if string(key) != "nodes" {
-			return s.skip()
-		}
-		found = true
-		return s.array(func() error {
-			n, err := s.node()
-			t.Nodes = append(t.Nodes, n)
-			return err
+// Bounds on what a tree may claim, so that reading one takes memory in proportion to its JSON. What exceeds them no file
+// system holds.
+const (
+	maxName = 4096 // bytes of a node's name; the longest that systems allow is 255 characters
+	// A tree of more than someNodes has at least nodeJSON bytes for each: three times and the names of the fields alone have more.
+	someNodes = 1 << 16
+	nodeJSON  = 128
+	// attributeJSON is the least an attribute takes beyond some 100 of them, with its name and value.
+	attributeJSON = 24
+)
+
+// Nodes reads a tree's JSON node by node, so that one of them is in memory at a time: it is valid until the next is asked for, and
+// shares no memory with data. The first error ends it. Order and sanity of the nodes are the caller's to check, with [Node.Check] or
+// [InOrder]: a damaged tree must still be readable by a repair.
+func Nodes(data []byte) iter.Seq2[*Node, error] {
+	return func(yield func(*Node, error) bool) {
+		stopped := errors.New("no more nodes are wanted")
+		s := &scanner{b: data}
+		var n Node
+		found := false
+		err := s.object(func(key []byte) error {
+			if string(key) != "nodes" {
+				return s.skip()
+			}
+			found = true
+			return s.array(func() (err error) {
+				if n, err = s.node(); err == nil && !yield(&n, nil) {
+					err = stopped
+				}
+				return err
+			})
 		})
-	})
-	if err == nil {
-		err = s.end()
+		if err == nil {
+			err = s.end()
+		}
+		if err == nil && !found {
+			err = errors.New("no list of nodes")
+		}
+		if err != nil && err != stopped {
+			yield(nil, fmt.Errorf("tree: %w", err))
+		}
 	}
-	if err == nil && !found {
-		err = errors.New("no list of nodes")
+}
+
+// InOrder passes nodes on, up to the first that readers cannot use or whose name does not follow the one before.
+func InOrder(nodes iter.Seq2[*Node, error]) iter.Seq2[*Node, error] {
+	return func(yield func(*Node, error) bool) {
+		last, first := "", true
+		for n, err := range nodes {
+			if err == nil {
+				err = n.Check()
+			}
+			if err == nil && !first && n.Name <= last {
+				err = fmt.Errorf("%q after %q: %w", n.Name, last, ErrNodeOrder)
+			}
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			last, first = n.Name, false
+			if !yield(n, nil) {
+				return
+			}
+		}
 	}
-	if err != nil {
-		return nil, fmt.Errorf("tree: %w", err)
+}
+
+// DecodeTree reads a tree's JSON as [Nodes] does, all of it.
+func DecodeTree(data []byte) (*Tree, error) {
+	t := &Tree{}
+	for n, err := range Nodes(data) {
+		if err != nil {
+			return nil, err
+		}
+		if t.Nodes = append(t.Nodes, *n); len(t.Nodes) > max(someNodes, len(data)/nodeJSON) {
+			return nil, fmt.Errorf("tree: more than %d nodes in %d bytes", len(t.Nodes)-1, len(data))
+		}
 	}
 	return t, nil
 }
 
 // Check reports the first node that readers cannot use, or names out of order.
 func (t *Tree) Check() error {
-	for i := range t.Nodes {
-		if err := t.Nodes[i].Check(); err != nil {
+	for _, err := range InOrder(t.all()) {
+		if err != nil {
 			return err
-		}
-		if i > 0 && t.Nodes[i].Name <= t.Nodes[i-1].Name {
-			return fmt.Errorf("%q after %q: %w", t.Nodes[i].Name, t.Nodes[i-1].Name, ErrNodeOrder)
 		}
 	}
 	return nil
+}
+
+func (t *Tree) all() iter.Seq2[*Node, error] {
+	return func(yield func(*Node, error) bool) {
+		for i := range t.Nodes {
+			if !yield(&t.Nodes[i], nil) {
+				return
+			}
+		}
+	}
 }
 
 func (s *scanner) node() (n Node, err error) {
@@ -273,7 +333,10 @@ func (s *scanner) node() (n Node, err error) {
 				return err
 			}
 			if n.Name, err = strconv.Unquote(`"` + string(text) + `"`); err != nil {
-				return s.fail("name %q is not quoted as Go quotes", text)
+				return s.fail("name %q is not quoted as Go quotes", text[:min(len(text), maxName)])
+			}
+			if len(n.Name) > maxName {
+				return s.fail("a name of %d bytes", len(n.Name))
 			}
 		case "type":
 			text, err = s.str()
@@ -316,9 +379,9 @@ func (s *scanner) node() (n Node, err error) {
 				return s.fail("linktarget_raw: %v", err)
 			}
 		case "extended_attributes":
-			err = s.decode(&n.ExtendedAttributes)
+			err = s.attributes(&n.ExtendedAttributes, func() int { return len(n.ExtendedAttributes) })
 		case "generic_attributes":
-			err = s.decode(&n.GenericAttributes)
+			err = s.attributes(&n.GenericAttributes, func() int { return len(n.GenericAttributes) })
 		case "device":
 			n.Device, err = s.uint()
 		case "content":
@@ -383,14 +446,17 @@ func (s *scanner) time() (time.Time, error) {
 	return t, nil
 }
 
-// decode reads a value of no matter for speed.
-func (s *scanner) decode(v any) error {
+// attributes reads a value of no matter for speed, which then has count elements.
+func (s *scanner) attributes(v any, count func() int) error {
 	b, err := s.raw()
 	if err != nil {
 		return err
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return s.fail("%v", err)
+	}
+	if n := count(); n*attributeJSON > len(b)+100*attributeJSON {
+		return s.fail("%d attributes in %d bytes", n, len(b))
 	}
 	return nil
 }

@@ -139,10 +139,10 @@ func (z *Zstd) Close() {
 }
 
 // maxUnpacked bounds the decoded size of a file in bytes. restic's index files have some 50,000 blobs, 8 MB of JSON,
-// but older versions and other writers made larger ones.
+// but older versions and other writers made larger ones: this holds 1.5 million.
 func maxUnpacked(t FileType) int {
 	if t == IndexFile {
-		return 1 << 30
+		return 256 << 20
 	}
 	return 64 << 20
 }
@@ -175,6 +175,23 @@ func (z *Zstd) Unpack(t FileType, plain []byte) ([]byte, error) {
 	return nil, fmt.Errorf("%w: first byte %#02x", ErrUnpacked, plain[0])
 }
 
+// UnpackedSize is how much memory [Zstd.Unpack] takes for a file of type t, at most, in bytes.
+func UnpackedSize(t FileType, plain []byte) int {
+	if len(plain) == 0 || plain[0] != 2 {
+		return len(plain)
+	}
+	var h zstd.Header
+	if err := h.Decode(plain[1:]); err != nil || !h.HasFCS {
+		return maxUnpacked(t)
+	}
+	return len(plain) + int(min(h.FrameContentSize, uint64(maxUnpacked(t))))
+}
+
+// Plausible reports whether a frame of length bytes can hold content of size bytes: each block of 128 KiB takes at least 4 bytes.
+func Plausible(length int, size uint64) bool {
+	return size <= uint64(length)*(128<<10)/4+(128<<10)
+}
+
 // unpackFrame decodes a frame whose size only the frame itself tells, if it does: it grows the destination up to limit.
 func (z *Zstd) unpackFrame(frame []byte, limit int) ([]byte, error) {
 	var h zstd.Header
@@ -185,8 +202,7 @@ func (z *Zstd) unpackFrame(frame []byte, limit int) ([]byte, error) {
 		if h.FrameContentSize > uint64(limit) {
 			return nil, fmt.Errorf("zstd: frame claims %d bytes, more than %d", h.FrameContentSize, limit)
 		}
-		// A frame cannot expand more than this per byte: each 128 KiB block takes at least 4 bytes.
-		if h.FrameContentSize > uint64(len(frame))*(128<<10)/4+(128<<10) {
+		if !Plausible(len(frame), h.FrameContentSize) {
 			return nil, fmt.Errorf("zstd: frame of %d bytes claims %d", len(frame), h.FrameContentSize)
 		}
 		out := make([]byte, h.FrameContentSize)
