@@ -2,7 +2,6 @@ package repo
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"runtime"
@@ -207,54 +206,4 @@ func TestErrorsHoldNoSecrets(t *testing.T) {
 	if text := fmt.Sprintf("%v", r.Config()); bytes.Contains([]byte(text), r.master.Encrypt) {
 		t.Error(text)
 	}
-}
-
-func TestStoresThatRefuseDeletionAreSpared(t *testing.T) {
-	for _, kind := range []restic.FileType{restic.IndexFile, restic.PackFile} {
-		mem := backendtest.NewMemory()
-		r := create(t, mem)
-		first, err := commitFiles(t.Context(), r, "vm", map[string][]byte{"a": noise(1, 2e6)})
-		if err != nil {
-			t.Fatal(err)
-		}
-		files := map[string][]byte{"a": noise(2, 2e6)}
-		s, err := commitFiles(t.Context(), r, "vm", files)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := r.ForgetSnapshots(t.Context(), []restic.ID{first.ID}); err != nil {
-			t.Fatal(err)
-		}
-		r = reopen(t, &retained{Memory: mem, kind: kind})
-		report, err := r.Prune(t.Context(), PruneOptions{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(report.Refused) == 0 || !strings.HasPrefix(report.Refused[0], string(kind)) {
-			t.Errorf("refused: %q", report.Refused)
-		}
-		wantNoErrors(t, r)
-		wantFiles(t, r, s, files)
-		// When the retention is over, a later prune does it.
-		r = reopen(t, mem)
-		if report, err := r.Prune(t.Context(), PruneOptions{}); err != nil || len(report.Refused) != 0 {
-			t.Errorf("%+v, %v", report, err)
-		}
-		if last := wantClean(t, r); last.UnusedBytes != 0 {
-			t.Errorf("%d bytes are unused", last.UnusedBytes)
-		}
-	}
-}
-
-// retained refuses to delete files of a kind.
-type retained struct {
-	*backendtest.Memory
-	kind restic.FileType
-}
-
-func (b *retained) Remove(ctx context.Context, h backend.Handle) error {
-	if h.Type == b.kind {
-		return fmt.Errorf("%s: %w", h, backend.ErrReadOnly)
-	}
-	return b.Memory.Remove(ctx, h)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/internal/index"
@@ -86,8 +87,13 @@ type PruneReport struct {
 	RepackBytes, RemoveBytes, OrphanBytes                       int64
 	// FreedBytes is what the store is smaller by in the end, RemainingBytes what stays unused in it.
 	FreedBytes, RemainingBytes int64
-	// Refused lists files the store refuses to delete, because it is append-only or a retention lock holds them. They do no harm; a
-	// later prune deletes them.
+	// Held packs and index files would go, but the store does not let them: it is append-only, or retains them. They do no harm
+	// and are not counted above, but for the packs among those kept; a later prune deletes them. HeldUntil is when the last one
+	// may be deleted, if the store tells.
+	HeldPacks int
+	HeldBytes int64
+	HeldUntil time.Time
+	// Refused lists files whose deletion the store refused without having told before. The figures know of it.
 	Refused []string
 }
 
@@ -111,6 +117,7 @@ type packUse struct {
 	verdict          verdict
 	unusedFraction   float64
 	mandatory        bool // to be repacked, whatever may stay unused
+	held             bool // the store would not delete it
 }
 
 // pruner is one prune.
@@ -122,6 +129,8 @@ type pruner struct {
 	packs  []packUse // in the order of index.Packs
 	number map[restic.ID]int
 	orphan []restic.ID
+	sizes  map[restic.ID]int64 // of packs on the store
+	fixed  map[restic.ID]bool  // index files that the store would not delete
 	report *PruneReport
 
 	mu       sync.Mutex
@@ -183,8 +192,7 @@ func (p *pruner) plan(ctx context.Context) error {
 	if err := p.r.indexDamage(); err != nil {
 		return fmt.Errorf("run `vmkeep repair index` first: %w", err)
 	}
-	sizes, err := p.r.list(ctx, restic.PackFile)
-	if err != nil {
+	if p.sizes, err = p.r.list(ctx, restic.PackFile); err != nil {
 		return err
 	}
 	p.stage(PruneScan, 0)
@@ -192,20 +200,21 @@ func (p *pruner) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.measure(used, sizes)
+	p.measure(used)
 	p.chooseCopies(used)
 	if err := p.count(); err != nil {
 		return err
 	}
 	p.decide()
-	for id, size := range sizes {
+	for id := range p.sizes {
 		if _, ok := p.number[id]; !ok {
 			p.orphan = append(p.orphan, id)
-			p.report.OrphanPacks++
-			p.report.OrphanBytes += size
 		}
 	}
-	p.report.FreedBytes += p.report.OrphanBytes
+	if err := p.hold(ctx); err != nil {
+		return err
+	}
+	p.sum()
 	return nil
 }
 
@@ -254,11 +263,11 @@ func (r *Repository) markUsed(ctx context.Context, x *index.Index, snapshots []*
 }
 
 // measure counts how much of each pack is used, before copies are told apart.
-func (p *pruner) measure(used index.Set, sizes map[restic.ID]int64) {
+func (p *pruner) measure(used index.Set) {
 	p.number = make(map[restic.ID]int)
 	for id, entries := range p.index.Packs() {
 		u := packUse{id: id, size: -1, blobs: uint32(len(entries))}
-		if n, ok := sizes[id]; ok {
+		if n, ok := p.sizes[id]; ok {
 			u.size = n
 		}
 		for _, e := range entries {
@@ -391,6 +400,15 @@ func (p *pruner) decide() {
 		u.verdict = repackPack
 		repacked += u.used
 		unused -= u.unused
+	}
+}
+
+// sum tells what the verdicts come to.
+func (p *pruner) sum() {
+	for _, id := range p.orphan {
+		p.report.OrphanPacks++
+		p.report.OrphanBytes += p.sizes[id]
+		p.report.FreedBytes += p.sizes[id]
 	}
 	for i := range p.packs {
 		u := &p.packs[i]

@@ -31,24 +31,32 @@ func (p *pruner) execute(ctx context.Context) error {
 	refused := false
 	if len(drop) > 0 {
 		p.stage(PruneIndex, 0)
-		old, err := p.r.rewriteIndex(ctx, drop)
+		old, err := p.r.rewriteIndex(ctx, drop, p.fixed)
 		if err != nil {
 			return fmt.Errorf("write the new index: %w; nothing was deleted", err)
 		}
 		// As long as an index file names a pack the pack must exist.
-		if refused, err = p.remove(ctx, restic.IndexFile, old); err != nil {
+		kept, err := p.remove(ctx, restic.IndexFile, old)
+		if err != nil {
 			return err
 		}
+		refused = len(kept) > 0
 	}
-	if !refused {
+	if refused {
+		p.report.FreedBytes = -p.report.RepackBytes
+	} else {
 		doomed := p.orphan
 		for i := range p.packs {
 			if u := &p.packs[i]; u.verdict != keepPack && u.size >= 0 {
 				doomed = append(doomed, u.id)
 			}
 		}
-		if _, err := p.remove(ctx, restic.PackFile, doomed); err != nil {
+		kept, err := p.remove(ctx, restic.PackFile, doomed)
+		if err != nil {
 			return err
+		}
+		for _, id := range kept {
+			p.report.FreedBytes -= p.sizes[id]
 		}
 	}
 	p.r.forgetIndex()
@@ -56,7 +64,7 @@ func (p *pruner) execute(ctx context.Context) error {
 }
 
 // remove deletes files, several at a time. What the store refuses to delete is noted, not an error.
-func (p *pruner) remove(ctx context.Context, t restic.FileType, ids []restic.ID) (refused bool, err error) {
+func (p *pruner) remove(ctx context.Context, t restic.FileType, ids []restic.ID) (refused []restic.ID, err error) {
 	p.stage(PruneDelete, int64(len(ids)))
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(max(1, p.r.be.Connections()))
@@ -72,7 +80,7 @@ func (p *pruner) remove(ctx context.Context, t restic.FileType, ids []restic.ID)
 			case errors.Is(err, backend.ErrReadOnly):
 				p.mu.Lock()
 				defer p.mu.Unlock()
-				refused = true
+				refused = append(refused, id)
 				p.report.Refused = append(p.report.Refused, h.String())
 				return nil
 			}
@@ -204,12 +212,14 @@ func (s *session) copySealed(b restic.Blob, sealed []byte) error {
 }
 
 // rewriteIndex writes index files for all that is in the old ones but the packs to drop, and returns the old files that are to be
-// deleted then. Index files that lose nothing stay, unless they are small.
-func (r *Repository) rewriteIndex(ctx context.Context, drop map[restic.ID]bool) (old []restic.ID, err error) {
+// deleted then. Index files that lose nothing stay, unless they are small; fixed ones stay and lose nothing.
+func (r *Repository) rewriteIndex(ctx context.Context, drop, fixed map[restic.ID]bool) (old []restic.ID, err error) {
 	r.index.mu.Lock()
 	var names []restic.ID
 	for id := range r.index.files {
-		names = append(names, id)
+		if !fixed[id] {
+			names = append(names, id)
+		}
 	}
 	r.index.mu.Unlock()
 	slices.SortFunc(names, func(a, b restic.ID) int { return slices.Compare(a[:], b[:]) })

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
@@ -151,8 +152,21 @@ func (e *Engine) Prune(ctx context.Context, req plugin.PruneRequest, emit func(p
 				PacksKept: report.KeepPacks, PacksRepacked: report.RepackPacks, PacksRemoved: report.RemovePacks + report.OrphanPacks,
 				BytesKept: report.UsedBytes, BytesRepacked: report.RepackBytes, BytesFreed: report.FreedBytes, BytesUnused: report.RemainingBytes,
 			}
-			for _, f := range report.Refused {
-				out.Notes = append(out.Notes, warning(plugin.CodeRepository, "the storage refuses to delete "+f, "it is append-only, or the file is under retention", "a later prune deletes it"))
+			if n := report.HeldPacks; n > 0 {
+				why := "it only takes files and deletes none; nothing of them was written anew, and no index"
+				remedy := "prune with credentials that may delete"
+				if until := report.HeldUntil; until.Equal(backend.Forever()) {
+					why, remedy = "they, or index files that name them, are under a legal hold", "prune again when it is lifted"
+				} else if !until.IsZero() {
+					why = "they, or index files that name them, are retained until " + until.UTC().Format(time.RFC3339) + " at the latest"
+					remedy = "prune again then"
+				}
+				out.Notes = append(out.Notes, warning(plugin.CodeRepository,
+					fmt.Sprintf("%d packs stay, with %d bytes that nobody needs: the storage does not delete them yet", n, report.HeldBytes), why, remedy))
+			}
+			if n := len(report.Refused); n > 0 {
+				out.Notes = append(out.Notes, warning(plugin.CodeRepository, fmt.Sprintf("the storage refused to delete %d files", n),
+					"the first is "+report.Refused[0]+"; that they are retained it did not tell before", "a later prune deletes them"))
 			}
 			return nil
 		})

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
@@ -91,6 +92,8 @@ type Backend interface {
 	Stat(ctx context.Context, h Handle) (FileInfo, error)
 	List(ctx context.Context, t restic.FileType, fn func(FileInfo) error) error
 	Remove(ctx context.Context, h Handle) error
+	// Retained is when the store lets h be deleted: the zero time if it does now, or does not tell before it is asked to.
+	Retained(ctx context.Context, h Handle) (time.Time, error)
 	// Connections is how many concurrent operations the service bears well.
 	Connections() int
 	// Location tells people where the repository is, without secrets.
@@ -106,6 +109,9 @@ var (
 	ErrPermanent = errors.New("retrying cannot help")          // bad credentials, range beyond the end, full disk quota, wrong URL
 	ErrReadOnly  = errors.New("deletion refused by the store") // append-only server, object lock, retention
 )
+
+// Forever is when a file may be deleted that is retained without a date, as under a legal hold.
+func Forever() time.Time { return time.Date(9999, 12, 31, 0, 0, 0, 0, time.UTC) }
 
 // Permanent is [Mark] with [ErrPermanent].
 func Permanent(err error) error { return Mark(err, ErrPermanent) }

@@ -57,6 +57,14 @@ func (l *limit) Stat(ctx context.Context, h Handle) (info FileInfo, err error) {
 	return info, err
 }
 
+func (l *limit) Retained(ctx context.Context, h Handle) (until time.Time, err error) {
+	err = l.run(ctx, h, func() error {
+		until, err = l.Backend.Retained(ctx, h)
+		return err
+	})
+	return until, err
+}
+
 func (l *limit) Remove(ctx context.Context, h Handle) error {
 	return l.run(ctx, h, func() error { return l.Backend.Remove(ctx, h) })
 }

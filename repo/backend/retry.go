@@ -174,3 +174,11 @@ func (r *retry) Remove(ctx context.Context, h Handle) error {
 		return err
 	})
 }
+
+func (r *retry) Retained(ctx context.Context, h Handle) (until time.Time, err error) {
+	err = r.policy.run(ctx, "ask for the retention of "+h.String(), func(int) error {
+		until, err = r.Backend.Retained(ctx, h)
+		return err
+	})
+	return until, err
+}

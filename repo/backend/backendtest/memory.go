@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/restic"
@@ -143,6 +144,11 @@ func (m *Memory) Remove(ctx context.Context, h backend.Handle) error {
 	defer m.mu.Unlock()
 	delete(m.files, h)
 	return nil
+}
+
+// Retained is never.
+func (m *Memory) Retained(context.Context, backend.Handle) (time.Time, error) {
+	return time.Time{}, nil
 }
 
 // Connections is what tests need to see concurrency.

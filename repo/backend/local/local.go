@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/restic"
@@ -387,3 +388,6 @@ func ignoreMissing(err error) error {
 	}
 	return err
 }
+
+// Retained is not known here.
+func (*Backend) Retained(context.Context, backend.Handle) (time.Time, error) { return time.Time{}, nil }

@@ -531,3 +531,6 @@ func begin(ctx context.Context, h backend.Handle) error {
 	}
 	return context.Cause(ctx)
 }
+
+// Retained is not known here.
+func (*Backend) Retained(context.Context, backend.Handle) (time.Time, error) { return time.Time{}, nil }

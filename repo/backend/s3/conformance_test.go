@@ -280,6 +280,9 @@ func TestRefusalNamesTheDate(t *testing.T) {
 	if err := client(t, cfg).PutObjectRetention(t.Context(), cfg.Bucket, key, minio.PutObjectRetentionOptions{Mode: &mode, RetainUntilDate: &until}); err != nil {
 		t.Fatal(err)
 	}
+	if told, err := b.Retained(t.Context(), h); err != nil || !told.Equal(until.Truncate(time.Second)) && !told.Equal(until.Truncate(time.Millisecond)) {
+		t.Errorf("Retained: %v, %v; want %v", told, err, until)
+	}
 	err := b.Remove(t.Context(), h)
 	if !errors.Is(err, backend.ErrReadOnly) || !strings.Contains(err.Error(), "retained by object lock until "+until.UTC().Format("2006-01-02")) {
 		t.Errorf("Remove: %v", err)

@@ -287,8 +287,11 @@ func (b *Backend) Remove(ctx context.Context, h backend.Handle) error {
 		if err != nil {
 			return fmt.Errorf("remove %w", err)
 		}
-		if err := b.retained(ctx, b.key(h), info); err != nil {
-			return fmt.Errorf("remove %s: %w", h, err)
+		switch until := b.retention(ctx, b.key(h), info); {
+		case until.Equal(backend.Forever()):
+			return fmt.Errorf("remove %s: under legal hold: %w", h, backend.ErrReadOnly)
+		case until.After(b.now()):
+			return fmt.Errorf("remove %s: retained by object lock until %s: %w", h, until.UTC().Format(time.RFC3339), backend.ErrReadOnly)
 		}
 		opts.VersionID = info.VersionID
 	}
@@ -303,25 +306,37 @@ func (b *Backend) Remove(ctx context.Context, h backend.Handle) error {
 	return fmt.Errorf("remove %s: %w", h, b.explain(ctx, err))
 }
 
-// retained is the error of deleting an object that the service keeps. Keys that may not ask get no date; the
-// service then refuses the deletion itself.
-func (b *Backend) retained(ctx context.Context, key string, info minio.ObjectInfo) error {
+// Retained asks for the retention of the object's newest version.
+func (b *Backend) Retained(ctx context.Context, h backend.Handle) (time.Time, error) {
+	if !b.locking || h.Type == restic.LockFile {
+		return time.Time{}, nil
+	}
+	info, err := b.stat(ctx, h)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if until := b.retention(ctx, b.key(h), info); until.After(b.now()) {
+		return until, nil
+	}
+	return time.Time{}, nil
+}
+
+// retention is until when the service keeps an object. Keys that may not ask get no date; the service then refuses the
+// deletion itself.
+func (b *Backend) retention(ctx context.Context, key string, info minio.ObjectInfo) time.Time {
 	if strings.EqualFold(info.Metadata.Get("X-Amz-Object-Lock-Legal-Hold"), "ON") {
-		return fmt.Errorf("under legal hold: %w", backend.ErrReadOnly)
+		return backend.Forever()
 	}
 	// Services may tell it with the object's size; not all do.
 	until, err := time.Parse(time.RFC3339, info.Metadata.Get("X-Amz-Object-Lock-Retain-Until-Date"))
 	if err != nil {
 		_, date, err := b.client.GetObjectRetention(ctx, b.cfg.Bucket, key, info.VersionID)
 		if err != nil || date == nil {
-			return nil
+			return time.Time{}
 		}
 		until = *date
 	}
-	if until.After(b.now()) {
-		return fmt.Errorf("retained by object lock until %s: %w", until.UTC().Format(time.RFC3339), backend.ErrReadOnly)
-	}
-	return nil
+	return until
 }
 
 // Connections is the figure given at Open.

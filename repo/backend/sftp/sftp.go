@@ -19,6 +19,7 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/pkg/sftp"
 	"golang.org/x/sync/errgroup"
@@ -412,3 +413,6 @@ func explain(err error) error {
 	}
 	return err
 }
+
+// Retained is not known here.
+func (*Backend) Retained(context.Context, backend.Handle) (time.Time, error) { return time.Time{}, nil }
