@@ -39,7 +39,7 @@ type RestoreRequest struct {
 	Verify       bool // read back what was written and compare with the point
 	PowerOff     bool // modes that overwrite: power the machine off first, otherwise refuse
 	PowerOn      bool // afterwards
-	KeepPartial  bool // keep a half-made machine after a failure
+	KeepPartial  bool // after a failure keep the half-made machine, or the disks that are attached already
 	AllowMissing bool // chunks lost from the repository become zeros and are reported
 	Force        bool // overwrite files that exist in Directory
 }
@@ -55,6 +55,7 @@ type Target struct {
 	Datastore    string            // for everything not mapped below
 	Datastores   map[string]string // disk name -> datastore
 	Networks     map[string]string // network name in the point -> network here
+	NoNetworks   bool              // cards whose network does not exist here stay disconnected, instead of failing
 	KeepIdentity bool              // instanceUuid and biosUuid
 	KeepMAC      bool
 	Provisioning string            // thin, thick, eager, or empty: as it was
@@ -106,10 +107,11 @@ type RestoreStats struct {
 
 // ReadDiskRequest asks for bytes of a point's disk.
 type ReadDiskRequest struct {
-	Point  string
-	Disk   string
-	Offset int64
-	Length int64 // 0: to the end of the disk
+	Point   string // id, unambiguous prefix, or "latest" with Machine
+	Machine string // name or instanceUuid, to find "latest"
+	Disk    string
+	Offset  int64
+	Length  int64 // 0: to the end of the disk
 }
 
 // Frame is a run of bytes of a disk or a file. Data nil: the run is Length zeros.

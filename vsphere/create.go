@@ -14,8 +14,8 @@ import (
 
 // CreateMachine makes the planned machine, off, and runs fn to fill its disks. When fn fails or panics the machine is
 // destroyed, unless KeepFailed was asked for; a crash leaves it to [Client.Recover]. Until fn has succeeded the
-// machine's notes say that it is not complete.
-func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(context.Context, *VM) error) (_ *VM, err error) {
+// machine's notes say that it is not complete. A machine that is returned beside an error was kept.
+func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(context.Context, *VM) error) (made *VM, err error) {
 	if len(p.Problems) > 0 {
 		return nil, p.Problems[0]
 	}
@@ -29,25 +29,25 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	if err != nil {
 		return nil, err
 	}
-	made := &making{c: c, op: op, folder: p.at.folder, name: p.Name}
+	creation := &making{c: c, op: op, folder: p.at.folder, name: p.Name}
 	var vm *VM
 	done := false
 	defer func() {
 		if done || vm != nil && p.asked.KeepFailed {
 			if vm != nil && !done {
-				err = errors.Join(err, x.strike())
+				made, err = vm, errors.Join(err, x.strike())
 			}
 			return
 		}
 		after, cancel := c.afterwards(ctx)
 		defer cancel()
-		if e := made.destroy(after, vm); e != nil {
+		if e := creation.destroy(after, vm); e != nil {
 			err = errors.Join(err, &Error{Kind: ErrLeftover, Object: p.Name, Summary: "the half-made machine " + p.Name + " could not be removed", Err: e, Remedy: "run vmkeep recover"})
 			return
 		}
 		err = errors.Join(err, x.strike())
 	}()
-	if vm, err = made.create(ctx, spec, p.at); err != nil {
+	if vm, err = creation.create(ctx, spec, p.at); err != nil {
 		return nil, fmt.Errorf("create machine %s: %w", p.Name, err)
 	}
 	if err := x.note(vm.ID()); err != nil {
@@ -57,7 +57,7 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 		return nil, err
 	}
 	if err := fn(ctx, vm); err != nil {
-		return vm, err
+		return nil, err
 	}
 	if err := vm.reconfigure(ctx, "finish "+p.Name, types.VirtualMachineConfigSpec{Annotation: orText(p.final, " ")}); err != nil {
 		return nil, err

@@ -48,6 +48,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.StringVar(&r.Target.Datastore, "datastore", "", "datastore")
 	f.StringToStringVar(&r.Target.Datastores, "disk-datastore", nil, "datastore of single disks: scsi0-1=ssd2")
 	f.StringToStringVar(&r.Target.Networks, "network", nil, "network in the point = network here")
+	f.BoolVar(&r.Target.NoNetworks, "no-networks", false, "leave cards whose network does not exist here disconnected")
 	f.BoolVar(&r.Target.KeepIdentity, "keep-identity", false, "keep instanceUuid and biosUuid")
 	f.BoolVar(&r.Target.KeepMAC, "keep-mac", false, "keep the MAC addresses")
 	f.StringVar(&r.Target.Provisioning, "provisioning", "", "thin, thick or eager; default: as it was")
@@ -55,7 +56,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.BoolVar(&r.Verify, "verify", false, "read back what was written and compare")
 	f.BoolVar(&r.PowerOff, "power-off", false, "power the machine off first, where that is needed")
 	f.BoolVar(&r.PowerOn, "power-on", false, "power the machine on afterwards")
-	f.BoolVar(&r.KeepPartial, "keep-partial", false, "keep a half-made machine after a failure")
+	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, or the disks that are attached already")
 	f.BoolVar(&r.AllowMissing, "allow-missing", false, "restore zeros where the repository lost data, and report where")
 	plan := f.BoolP("plan", "n", false, "only tell what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -193,9 +194,10 @@ func (a *app) catCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "cat POINT DISK", Short: "Write bytes of a disk to standard output", Args: takes(2, 2),
 		Long: `Write bytes of a point's disk to standard output. Runs of zeros become holes when standard output is a file.
 With --json, standard output carries the frames as JSON lines without the data: offset, length, and whether they are zeros.`,
-		Example: "  vmkeep cat 1a2b3c4d scsi0-0 > disk.raw\n  vmkeep cat 1a2b3c4d scsi0-0 --length 512 | xxd"}
+		Example: "  vmkeep cat 1a2b3c4d scsi0-0 > disk.raw\n  vmkeep cat latest scsi0-0 --machine web1 --length 512 | xxd"}
 	r := plugin.ReadDiskRequest{}
 	var offset, length string
+	cmd.Flags().StringVar(&r.Machine, "machine", "", "machine, where POINT is latest")
 	cmd.Flags().StringVar(&offset, "offset", "", "begin here: bytes or 1GiB")
 	cmd.Flags().StringVar(&length, "length", "", "so many bytes; default: to the end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {
@@ -291,14 +293,20 @@ func (h *holes) skip() error {
 	return nil
 }
 
+// close writes what is pending; a file is on disk then.
 func (h *holes) close() error {
 	n := h.pending
-	if err := h.skip(); err != nil || h.file == nil || n == 0 {
-		return outputError(err)
+	err := h.skip()
+	if err == nil && h.file != nil && n > 0 {
+		var at int64
+		if at, err = h.file.Seek(0, io.SeekCurrent); err == nil {
+			err = h.file.Truncate(at)
+		}
 	}
-	at, err := h.file.Seek(0, io.SeekCurrent)
-	if err == nil {
-		err = h.file.Truncate(at)
+	if f, ok := h.w.(*os.File); ok && err == nil {
+		if info, e := f.Stat(); e == nil && info.Mode().IsRegular() {
+			err = f.Sync()
+		}
 	}
 	return outputError(err)
 }

@@ -20,7 +20,7 @@ func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn fu
 	return e.operate(ctx, "read-disk", nil, func(ctx context.Context, op *operation) error {
 		return op.withRepository(ctx, func(r *repo.Repository) error {
 			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
-				point, err := findPoint(ctx, r, req.Point, "")
+				point, err := findPoint(ctx, r, req.Point, req.Machine)
 				if err != nil {
 					return err
 				}

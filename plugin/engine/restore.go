@@ -187,10 +187,15 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 	}
 	j.scope.phase("create")
 	vm, err := vc.CreateMachine(ctx, plan, func(ctx context.Context, vm *vsphere.VM) error { return j.fill(ctx, vc, vm, plan) })
+	if vm != nil {
+		j.report.Machine, j.report.MachineID = vm.Machine().Path, vm.ID()
+	}
 	if err != nil {
+		if vm != nil {
+			j.note(warning(plugin.CodeDegraded, "the half-made machine is kept", vm.Machine().Path, "look at what is on its disks, then destroy it"))
+		}
 		return err
 	}
-	j.report.Machine, j.report.MachineID = vm.Machine().Path, vm.ID()
 	if j.req.PowerOn {
 		j.scope.phase("power on")
 		return vm.PowerOn(ctx)
@@ -219,7 +224,7 @@ func (j *restoreJob) planMachine(ctx context.Context, vc *vsphere.Client, op *vs
 func (j *restoreJob) machineSpec(op *vsphere.Operation) vsphere.MachineSpec {
 	t := j.req.Target
 	spec := vsphere.MachineSpec{Operation: op, ConfigInfo: j.point.manifest.Config, NICs: j.point.manifest.networkCards(), Name: t.Name, Folder: t.Folder, Host: t.Host, Cluster: t.Cluster,
-		ResourcePool: t.ResourcePool, Datastore: t.Datastore, Datastores: t.Datastores, Networks: t.Networks, Provision: vsphere.Provisioning(t.Provisioning),
+		ResourcePool: t.ResourcePool, Datastore: t.Datastore, Datastores: t.Datastores, Networks: t.Networks, NoNetworks: t.NoNetworks, Provision: vsphere.Provisioning(t.Provisioning),
 		KeepFailed: j.req.KeepPartial}
 	if t.KeepIdentity {
 		spec.Identity = vsphere.IdentityKeep

@@ -303,6 +303,7 @@ type Target struct {
 	KeepIdentity  bool                   `protobuf:"varint,10,opt,name=keep_identity,json=keepIdentity,proto3" json:"keep_identity,omitempty"`                                                 // instanceUuid and biosUuid
 	KeepMac       bool                   `protobuf:"varint,11,opt,name=keep_mac,json=keepMac,proto3" json:"keep_mac,omitempty"`
 	Provisioning  string                 `protobuf:"bytes,12,opt,name=provisioning,proto3" json:"provisioning,omitempty"`                                                                     // thin, thick, eager, or empty: as it was
+	NoNetworks    bool                   `protobuf:"varint,14,opt,name=no_networks,json=noNetworks,proto3" json:"no_networks,omitempty"`                                                      // cards whose network does not exist here stay disconnected
 	Positions     map[string]string      `protobuf:"bytes,13,rep,name=positions,proto3" json:"positions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // RESTORE_MODE_ATTACH: disk name -> "scsi1:3"; absent: original when free, else the next free
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -420,6 +421,13 @@ func (x *Target) GetProvisioning() string {
 		return x.Provisioning
 	}
 	return ""
+}
+
+func (x *Target) GetNoNetworks() bool {
+	if x != nil {
+		return x.NoNetworks
+	}
+	return false
 }
 
 func (x *Target) GetPositions() map[string]string {
@@ -976,7 +984,8 @@ type ReadDiskRequest struct {
 	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`
 	Disk          string                 `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
 	Offset        int64                  `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
-	Length        int64                  `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"` // 0: to the end of the disk
+	Length        int64                  `protobuf:"varint,4,opt,name=length,proto3" json:"length,omitempty"`  // 0: to the end of the disk
+	Machine       string                 `protobuf:"bytes,5,opt,name=machine,proto3" json:"machine,omitempty"` // name or instanceUuid, for the point "latest"
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1037,6 +1046,13 @@ func (x *ReadDiskRequest) GetLength() int64 {
 		return x.Length
 	}
 	return 0
+}
+
+func (x *ReadDiskRequest) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
 }
 
 // ReadDiskResponse holds a frame; the last message of the stream holds the error, if there is one.
@@ -1112,7 +1128,7 @@ const file_vmkeep_plugin_v1_restore_proto_rawDesc = "" +
 	"\bpower_on\x18\v \x01(\bR\apowerOn\x12!\n" +
 	"\fkeep_partial\x18\f \x01(\bR\vkeepPartial\x12#\n" +
 	"\rallow_missing\x18\r \x01(\bR\fallowMissing\x12\x14\n" +
-	"\x05force\x18\x0e \x01(\bR\x05force\"\xb2\x05\n" +
+	"\x05force\x18\x0e \x01(\bR\x05force\"\xd3\x05\n" +
 	"\x06Target\x12\x18\n" +
 	"\amachine\x18\x01 \x01(\tR\amachine\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -1128,7 +1144,9 @@ const file_vmkeep_plugin_v1_restore_proto_rawDesc = "" +
 	"\rkeep_identity\x18\n" +
 	" \x01(\bR\fkeepIdentity\x12\x19\n" +
 	"\bkeep_mac\x18\v \x01(\bR\akeepMac\x12\"\n" +
-	"\fprovisioning\x18\f \x01(\tR\fprovisioning\x12E\n" +
+	"\fprovisioning\x18\f \x01(\tR\fprovisioning\x12\x1f\n" +
+	"\vno_networks\x18\x0e \x01(\bR\n" +
+	"noNetworks\x12E\n" +
 	"\tpositions\x18\r \x03(\v2'.vmkeep.plugin.v1.Target.PositionsEntryR\tpositions\x1a=\n" +
 	"\x0fDatastoresEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1178,12 +1196,13 @@ const file_vmkeep_plugin_v1_restore_proto_rawDesc = "" +
 	"\afetched\x18\x02 \x01(\x03R\afetched\x12\x18\n" +
 	"\awritten\x18\x03 \x01(\x03R\awritten\x12\x12\n" +
 	"\x04read\x18\x04 \x01(\x03R\x04read\x12\x18\n" +
-	"\aseconds\x18\x05 \x01(\x01R\aseconds\"k\n" +
+	"\aseconds\x18\x05 \x01(\x01R\aseconds\"\x85\x01\n" +
 	"\x0fReadDiskRequest\x12\x14\n" +
 	"\x05point\x18\x01 \x01(\tR\x05point\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\x12\x16\n" +
 	"\x06offset\x18\x03 \x01(\x03R\x06offset\x12\x16\n" +
-	"\x06length\x18\x04 \x01(\x03R\x06length\"u\n" +
+	"\x06length\x18\x04 \x01(\x03R\x06length\x12\x18\n" +
+	"\amachine\x18\x05 \x01(\tR\amachine\"u\n" +
 	"\x10ReadDiskResponse\x122\n" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x12-\n" +
 	"\x05frame\x18\x02 \x01(\v2\x17.vmkeep.plugin.v1.FrameR\x05frame*\xac\x01\n" +
