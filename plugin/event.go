@@ -21,11 +21,51 @@ type Event struct {
 	Machine    string // name; empty: the operation as a whole
 	Disk       string // "scsi0-0"; empty: the machine as a whole
 	Kind       EventKind
-	Phase      string // "snapshot", "read", "consolidate", "upload", "restore", "verify", ...
+	Phase      Phase
 	Progress   *Progress
 	Diagnostic *Diagnostic
 	Result     *MachineResult
 }
+
+// Phase is what is being done. Phases are added over time: a host shows those that it does not know as they are.
+type Phase string
+
+// The phases, in the order in which operations pass them.
+const (
+	// Backup, and the audit, which reads only.
+	PhasePrepare       Phase = "prepare" // previous point, change tracking
+	PhaseResetTracking Phase = "reset change tracking"
+	PhaseSnapshot      Phase = "snapshot"    // vSphere takes the snapshot
+	PhaseRead          Phase = "read"        // disks
+	PhaseFiles         Phase = "files"       // of the guest
+	PhaseAudit         Phase = "audit"       // what change tracking calls unchanged
+	PhaseRemove        Phase = "remove"      // vSphere removes the snapshot
+	PhaseConsolidate   Phase = "consolidate" // vSphere merges what the removal left
+	PhaseStore         Phase = "store"       // the point is written
+
+	// Restore.
+	PhasePlan     Phase = "plan"
+	PhaseCreate   Phase = "create" // the machine
+	PhasePowerOff Phase = "power off"
+	PhaseCompare  Phase = "compare" // what is there with the point
+	PhaseRestore  Phase = "restore"
+	PhaseVerify   Phase = "verify"
+	PhasePowerOn  Phase = "power on"
+
+	// Check and repair of the index.
+	PhaseSnapshots Phase = "snapshots"
+	PhaseIndex     Phase = "index" // also of Prune
+	PhasePacks     Phase = "packs"
+	PhaseTrees     Phase = "trees"
+	PhaseData      Phase = "data"
+	PhaseDamage    Phase = "damage" // which points it hits
+
+	// Prune, and repair of points.
+	PhaseScan   Phase = "scan"
+	PhaseRepack Phase = "repack"
+	PhaseDelete Phase = "delete"
+	PhaseRepair Phase = "repair"
+)
 
 // Progress is how far an operation, a machine or a disk is. Totals may grow while more becomes known.
 type Progress struct {

@@ -17,7 +17,7 @@ func TestEventsKeepOrder(t *testing.T) {
 	for i := range 5000 {
 		ev := plugin.Event{Seq: uint64(i + 1), Machine: "m", Disk: fmt.Sprint(i % 3), Kind: plugin.EventProgress, Progress: &plugin.Progress{Done: int64(i)}}
 		if i%10 == 0 {
-			ev = plugin.Event{Seq: uint64(i + 1), Machine: "m", Kind: plugin.EventPhase, Phase: fmt.Sprint(i)}
+			ev = plugin.Event{Seq: uint64(i + 1), Machine: "m", Kind: plugin.EventPhase, Phase: plugin.Phase(fmt.Sprint(i))}
 		}
 		e.events = append(e.events, ev)
 	}

@@ -92,7 +92,7 @@ func describe(e plugin.Event) []string {
 	}
 	switch {
 	case e.Kind == plugin.EventPhase:
-		return []string{where + e.Phase}
+		return []string{where + string(e.Phase)}
 	case e.Progress != nil:
 		line := fmt.Sprintf("%s%s: at %s of %s", where, e.Phase, size(e.Progress.Done), size(e.Progress.Total))
 		if e.Progress.ETA > 0 {
@@ -200,7 +200,7 @@ func (b *bars) update(e plugin.Event) {
 		b.all[key] = x
 	}
 	last := x.now.Load()
-	next := &figures{Progress: *e.Progress, at: e.Time, rate: last.rate, phase: e.Phase}
+	next := &figures{Progress: *e.Progress, at: e.Time, rate: last.rate, phase: string(e.Phase)}
 	if spent := e.Time.Sub(last.at).Seconds(); spent > 0 {
 		// An exponential mean over about five seconds is calm and still follows.
 		weight := min(spent/5, 1)

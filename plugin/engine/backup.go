@@ -129,7 +129,7 @@ func (j *machineBackup) warn(d plugin.Diagnostic) {
 func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 	b := j.run
 	started := time.Now()
-	j.scope.phase("prepare")
+	j.scope.phase(plugin.PhasePrepare)
 	vm := b.vc.VM(j.machine)
 	operation, err := b.journal.Begin("", b.repo.ID())
 	if err != nil {
@@ -164,7 +164,7 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 		if err != nil {
 			return nil, err
 		}
-		j.scope.phase("store")
+		j.scope.phase(plugin.PhaseStore)
 		tree, err := j.tree(w, files)
 		if err != nil {
 			return nil, err
@@ -187,7 +187,7 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 // track makes sure that change tracking is on. A machine that cannot track is backed up all the same.
 func (j *machineBackup) track(ctx context.Context, vm *vsphere.VM, op *vsphere.Operation) error {
 	if j.run.req.ResetCBT {
-		j.scope.phase("reset change tracking")
+		j.scope.phase(plugin.PhaseResetTracking)
 		if err := vm.ResetCBT(ctx, op); err != nil {
 			return err
 		}
@@ -244,7 +244,7 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 	files := map[string][]byte{}
 	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
 	report, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
-		Operation: op, MinFree: minFree, Phase: j.scope.phase,
+		Operation: op, MinFree: minFree, Phase: j.scope.vspherePhase,
 		Quiesce: vsphere.Quiesce{Best: vsphere.Level(b.req.Quiesce.Best), Worst: vsphere.Level(b.req.Quiesce.Worst),
 			Timeout: firstOf(b.req.Quiesce.Timeout, limits.SnapshotTimeout)},
 	}, func(ctx context.Context, s *vsphere.Snapshot) error {
@@ -476,7 +476,7 @@ func (j *machineBackup) readDisk(ctx context.Context, r *reading, snapshot *vsph
 		how = "incremental: " + rec.Reason
 	}
 	s.info("", how, "")
-	m, end := s.meter("read", rec.Capacity)
+	m, end := s.meter(plugin.PhaseRead, rec.Capacity)
 	defer end()
 	image.imaging = &imaging{repo: j.run.repo, writer: r.writer, cutter: j.run.cutter, disk: disk, size: rec.Capacity,
 		dirty: dirty, holes: holes, old: old, meter: m, memory: j.run.memory}

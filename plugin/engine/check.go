@@ -28,7 +28,7 @@ func (e *Engine) Check(ctx context.Context, req plugin.CheckRequest, emit func(p
 			stages := newStages(scope{out: op.out})
 			defer stages.end()
 			opt.Progress = func(p repo.CheckProgress) {
-				stages.at(string(p.Stage), p.Bytes, p.TotalBytes) // counts of files are not told: progress is bytes
+				stages.at(plugin.Phase(p.Stage), p.Bytes, p.TotalBytes) // counts of files are not told: progress is bytes
 			}
 			report, err := r.Check(ctx, opt)
 			if err != nil {

@@ -78,9 +78,12 @@ type scope struct {
 	disk    string
 }
 
-func (s scope) phase(name string) {
+func (s scope) phase(name plugin.Phase) {
 	s.out.send(plugin.Event{Machine: s.machine, Disk: s.disk, Kind: plugin.EventPhase, Phase: name})
 }
+
+// vspherePhase is phase for package vsphere, whose words for what it does with a snapshot are the contract's.
+func (s scope) vspherePhase(name string) { s.phase(plugin.Phase(name)) }
 
 func (s scope) tell(d plugin.Diagnostic) {
 	if d.Object == "" {
@@ -101,7 +104,7 @@ func (s scope) on(disk string) scope { s.disk = disk; return s }
 // meter counts the work on one thing. Its counters may be changed from any goroutine.
 type meter struct {
 	scope scope
-	phase string
+	phase plugin.Phase
 	start time.Time
 
 	done, total, read, stored atomic.Int64
@@ -111,7 +114,7 @@ type meter struct {
 }
 
 // meter starts reporting a piece of work of total bytes until the returned function is called.
-func (s scope) meter(phase string, total int64) (*meter, func()) {
+func (s scope) meter(phase plugin.Phase, total int64) (*meter, func()) {
 	m := &meter{scope: s, phase: phase, start: time.Now()}
 	m.total.Store(total)
 	o := s.out
@@ -167,7 +170,7 @@ func (m *meter) eta(spent time.Duration) time.Duration {
 // stages reports work that goes through one stage after the other, each with a meter of its own.
 type stages struct {
 	scope scope
-	name  string
+	name  plugin.Phase
 	meter *meter
 	stop  func()
 }
@@ -175,7 +178,7 @@ type stages struct {
 func newStages(s scope) *stages { return &stages{scope: s} }
 
 // at tells how far which stage is. Calls must not overlap.
-func (s *stages) at(name string, done, total int64) {
+func (s *stages) at(name plugin.Phase, done, total int64) {
 	if name != s.name {
 		s.end()
 		s.name = name

@@ -100,8 +100,8 @@ func (a aligned) ReadAt(p []byte, off int64) (int, error) {
 
 // guestFiles stores the guest's files from the snapshot.
 func (j *machineBackup) guestFiles(ctx context.Context, r *reading, s *vsphere.Snapshot) (err error) {
-	j.scope.phase("files")
-	m, end := j.scope.meter("files", 0)
+	j.scope.phase(plugin.PhaseFiles)
+	m, end := j.scope.meter(plugin.PhaseFiles, 0)
 	defer end()
 	b := &fileBackup{sel: *j.run.req.Files, repo: j.run.repo, writer: r.writer, cutter: j.run.cutter, scope: j.scope, meter: m,
 		dirty: map[int]extent.Set{}, readers: make(chan struct{}, 2*cpus())}

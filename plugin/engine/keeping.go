@@ -167,7 +167,7 @@ func (e *Engine) RepairIndex(ctx context.Context, req plugin.RepairIndexRequest,
 		return op.withRepository(ctx, func(r *repo.Repository) error {
 			stages := newStages(scope{out: op.out})
 			defer stages.end()
-			opt.Progress = func(p repo.CheckProgress) { stages.at(string(p.Stage), p.Bytes, p.TotalBytes) }
+			opt.Progress = func(p repo.CheckProgress) { stages.at(plugin.Phase(p.Stage), p.Bytes, p.TotalBytes) }
 			report, err := r.RepairIndex(ctx, opt)
 			if err != nil {
 				return err
@@ -185,7 +185,7 @@ func (e *Engine) RepairPoints(ctx context.Context, req plugin.RepairPointsReques
 	var out plugin.RepairPointsReport
 	err := e.operate(ctx, "repair points", emit, func(ctx context.Context, op *operation) error {
 		return op.withRepository(ctx, func(r *repo.Repository) error {
-			scope{out: op.out}.phase("repair")
+			scope{out: op.out}.phase(plugin.PhaseRepair)
 			ids, err := pointsToRepair(ctx, r, req.IDs)
 			if err != nil || len(ids) == 0 {
 				return err

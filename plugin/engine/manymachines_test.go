@@ -120,7 +120,7 @@ func TestBackupSurvives(t *testing.T) {
 			want := r.contents("db")
 			done := false
 			report, err := r.Backup(t.Context(), plugin.BackupRequest{Selection: plugin.Selection{Names: []string{"db"}}}, func(ev plugin.Event) {
-				if ev.Kind == plugin.EventPhase && ev.Phase == c.phase && !done {
+				if ev.Kind == plugin.EventPhase && string(ev.Phase) == c.phase && !done {
 					done = true
 					c.do(r)
 				}

@@ -40,7 +40,7 @@ func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn fu
 				if err != nil {
 					return err
 				}
-				m, end := scope{out: op.out}.meter("read", want.Len)
+				m, end := scope{out: op.out}.meter(plugin.PhaseRead, want.Len)
 				defer end()
 				c := &chunkMap{repo: r, size: rec.Capacity, parts: parts, only: extent.Of(want), meter: m}
 				return c.stream(ctx, want, frames(fn))

@@ -117,8 +117,8 @@ func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason str
 		return err
 	}
 	s := j.scope.on(d.Name)
-	s.phase("restore")
-	m, end := s.meter("restore", d.Capacity)
+	s.phase(plugin.PhaseRestore)
+	m, end := s.meter(plugin.PhaseRestore, d.Capacity)
 	w := &diskWriter{chunkMap: &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}}
 	written, err := fn(ctx, w)
 	end()
@@ -146,8 +146,8 @@ func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason str
 // readBack compares what was written with the point.
 func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter, from io.ReaderAt) (bool, error) {
 	s := j.scope.on(d.Name)
-	s.phase("verify")
-	m, end := s.meter("verify", d.Capacity)
+	s.phase(plugin.PhaseVerify)
+	m, end := s.meter(plugin.PhaseVerify, d.Capacity)
 	lost := extent.Of(w.lost...) // has nothing to be compared with
 	different, err := w.whole(m).differing(ctx, from, lost.Overlaps)
 	end()
@@ -174,7 +174,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run `vmkeep recover`"))
 		}
 	}()
-	j.scope.phase("plan")
+	j.scope.phase(plugin.PhasePlan)
 	plan, err := j.planMachine(ctx, vc, operation)
 	if err != nil {
 		return err
@@ -185,7 +185,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 	for _, n := range plan.Notes {
 		j.note(plugin.Diagnostic{Severity: plugin.SeverityInfo, Summary: n})
 	}
-	j.scope.phase("create")
+	j.scope.phase(plugin.PhaseCreate)
 	vm, err := vc.CreateMachine(ctx, plan, func(ctx context.Context, vm *vsphere.VM) error { return j.fill(ctx, vc, vm, plan) })
 	if vm != nil {
 		j.report.Machine, j.report.MachineID = vm.Machine().Path, vm.ID()
@@ -197,7 +197,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 		return err
 	}
 	if j.req.PowerOn {
-		j.scope.phase("power on")
+		j.scope.phase(plugin.PhasePowerOn)
 		return vm.PowerOn(ctx)
 	}
 	return nil

@@ -129,7 +129,7 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 		}
 	}
 	if j.req.PowerOn {
-		j.scope.phase("power on")
+		j.scope.phase(plugin.PhasePowerOn)
 		return t.vm.PowerOn(ctx)
 	}
 	return nil
@@ -141,7 +141,7 @@ const shutdownTime = 5 * time.Minute
 // powerOff stops the machine: its guest shuts down where VMware Tools can ask it to, so that disks that are not written
 // to are whole; else the machine is switched off.
 func (j *restoreJob) powerOff(ctx context.Context, t *machineTarget) error {
-	j.scope.phase("power off")
+	j.scope.phase(plugin.PhasePowerOff)
 	if t.state.Power == vsphere.PoweredOn && t.state.ToolsRunning {
 		polite, cancel := context.WithTimeout(ctx, shutdownTime)
 		err := t.vm.Shutdown(polite)
@@ -227,8 +227,8 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 		return nil, err
 	}
 	s := j.scope.on(d.Name)
-	s.phase("compare")
-	m, end := s.meter("compare", d.Capacity)
+	s.phase(plugin.PhaseCompare)
+	m, end := s.meter(plugin.PhaseCompare, d.Capacity)
 	defer end()
 	c := &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
 	found, err := c.differing(ctx, disk, func(extent.Extent) bool { return false })

@@ -61,7 +61,7 @@ func distrust(pairs []diskPair, reason string) map[string]tracking {
 // askTracking takes a snapshot of the machine, which is off, to ask what changed since the point, and removes it.
 func (j *restoreJob) askTracking(ctx context.Context, t *machineTarget, machine machineFacts, pairs []diskPair) (map[string]tracking, error) {
 	out := distrust(pairs, reasonNotFrozen)
-	report, err := t.vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: t.op, Phase: j.scope.phase,
+	report, err := t.vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: t.op, Phase: j.scope.vspherePhase,
 		Quiesce: vsphere.Quiesce{Best: vsphere.LevelCrash, Worst: vsphere.LevelCrash}}, func(ctx context.Context, s *vsphere.Snapshot) error {
 		for _, p := range pairs {
 			i := slices.IndexFunc(s.Disks(), func(x vsphere.Disk) bool { return x.Key == p.disk.Key })

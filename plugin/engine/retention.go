@@ -142,7 +142,7 @@ func (e *Engine) Prune(ctx context.Context, req plugin.PruneRequest, emit func(p
 				if p.Stage != repo.PruneRepack { // counts of files are not told: progress is bytes
 					p.Done, p.Total = 0, 0
 				}
-				stages.at(string(p.Stage), p.Done, p.Total)
+				stages.at(plugin.Phase(p.Stage), p.Done, p.Total)
 			}
 			report, err := r.Prune(ctx, opt)
 			if err != nil {

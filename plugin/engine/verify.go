@@ -99,7 +99,7 @@ func (a *auditRun) machine(ctx context.Context, m vsphere.Machine) (res plugin.V
 	var compared atomic.Int64
 	var suspects []string
 	_, err = vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
-		Operation: operation, Phase: s.phase, Quiesce: vsphere.Quiesce{Best: vsphere.LevelCrash, Worst: vsphere.LevelCrash},
+		Operation: operation, Phase: s.vspherePhase, Quiesce: vsphere.Quiesce{Best: vsphere.LevelCrash, Worst: vsphere.LevelCrash},
 	}, func(ctx context.Context, snapshot *vsphere.Snapshot) error {
 		for _, d := range snapshot.Disks() {
 			rec := point.manifest.diskByUUID(d.UUID)
@@ -164,7 +164,7 @@ func (a *auditRun) disk(ctx context.Context, s scope, d auditedDisk) (different 
 	defer func() { err = errors.Join(err, disk.Close()) }()
 
 	clean := dirty.Complement(d.record.Capacity)
-	m, end := s.meter("audit", d.record.Capacity)
+	m, end := s.meter(plugin.PhaseAudit, d.record.Capacity)
 	defer end()
 	c := &chunkMap{repo: a.repo, size: d.record.Capacity, parts: parts, only: clean, meter: m}
 	different, err = c.differing(ctx, disk, func(e extent.Extent) bool { return !clean.Covers(e) || !a.chosen(d.record.UUID, e) })

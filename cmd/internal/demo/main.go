@@ -266,11 +266,11 @@ func show() func(plugin.Event) {
 }
 
 // words spells a phase for people.
-func words(phase string) string {
-	if w, ok := map[string]string{"remove": "remove the snapshot", "store": "write the point", "create": "create the machine"}[phase]; ok {
+func words(phase plugin.Phase) string {
+	if w, ok := map[plugin.Phase]string{plugin.PhaseRemove: "remove the snapshot", plugin.PhaseStore: "write the point", plugin.PhaseCreate: "create the machine"}[phase]; ok {
 		return w
 	}
-	return phase
+	return string(phase)
 }
 
 func size(n int64) string {

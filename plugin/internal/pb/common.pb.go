@@ -526,16 +526,20 @@ type Event struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ascending within the operation. A gap means that figures of progress were superseded before a slow host took
 	// them; events of the other kinds are never left out.
-	Seq           uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	Operation     string                 `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
-	Machine       string                 `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"` // name; empty: the operation as a whole
-	Disk          string                 `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`       // "scsi0-0"; empty: the machine as a whole
-	Kind          EventKind              `protobuf:"varint,6,opt,name=kind,proto3,enum=vmkeep.plugin.v1.EventKind" json:"kind,omitempty"`
-	Phase         string                 `protobuf:"bytes,7,opt,name=phase,proto3" json:"phase,omitempty"` // "snapshot", "read", "consolidate", "upload", "restore", "verify", ...
-	Progress      *Progress              `protobuf:"bytes,8,opt,name=progress,proto3" json:"progress,omitempty"`
-	Diagnostic    *Diagnostic            `protobuf:"bytes,9,opt,name=diagnostic,proto3" json:"diagnostic,omitempty"`
-	Result        *MachineResult         `protobuf:"bytes,10,opt,name=result,proto3" json:"result,omitempty"`
+	Seq       uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
+	Time      *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Operation string                 `protobuf:"bytes,3,opt,name=operation,proto3" json:"operation,omitempty"`
+	Machine   string                 `protobuf:"bytes,4,opt,name=machine,proto3" json:"machine,omitempty"` // name; empty: the operation as a whole
+	Disk      string                 `protobuf:"bytes,5,opt,name=disk,proto3" json:"disk,omitempty"`       // "scsi0-0"; empty: the machine as a whole
+	Kind      EventKind              `protobuf:"varint,6,opt,name=kind,proto3,enum=vmkeep.plugin.v1.EventKind" json:"kind,omitempty"`
+	// What is being done; phases are added over time, and a host shows those that it does not know as they are. Backup
+	// and audit: prepare, reset change tracking, snapshot, read, files, audit, remove, consolidate, store. Restore: plan,
+	// create, power off, compare, restore, verify, power on. Check and repair: snapshots, index, packs, trees, data, damage,
+	// repair. Prune: scan, repack, index, delete.
+	Phase         string         `protobuf:"bytes,7,opt,name=phase,proto3" json:"phase,omitempty"`
+	Progress      *Progress      `protobuf:"bytes,8,opt,name=progress,proto3" json:"progress,omitempty"`
+	Diagnostic    *Diagnostic    `protobuf:"bytes,9,opt,name=diagnostic,proto3" json:"diagnostic,omitempty"`
+	Result        *MachineResult `protobuf:"bytes,10,opt,name=result,proto3" json:"result,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
