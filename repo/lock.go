@@ -56,24 +56,31 @@ type LockedError struct {
 	Since     time.Time
 	Age       time.Duration
 	Stale     bool // nobody refreshed the lock for 30 minutes
+	Gone      bool // it names a process of this host, and there is none
 	ID        restic.ID
 }
 
-func (e *LockedError) Error() string {
+func (e *LockedError) Error() string { return "the repository is locked: " + e.Detail() }
+
+// Detail says who holds what.
+func (e *LockedError) Detail() string {
 	kind := "a shared lock"
 	if e.Exclusive {
 		kind = "an exclusive lock"
 	}
-	return fmt.Sprintf("the repository is locked: %s holds %s, refreshed %s ago (%s); %s",
-		e.Holder, kind, e.Age.Round(time.Second), e.ID.Short(), e.Remedy())
+	return fmt.Sprintf("%s holds %s, refreshed %s ago (%s)", e.Holder, kind, e.Age.Round(time.Second), e.ID.Short())
 }
 
 // Remedy is what the user can do about it.
 func (e *LockedError) Remedy() string {
-	if e.Stale {
-		return "nobody has refreshed it for 30 minutes: make sure that process is gone, then unlock the repository"
+	switch {
+	case e.Gone:
+		return fmt.Sprintf("that process does not exist on this host any more: if it was none of a container's, run `vmkeep unlock`; in %s the lock goes by itself",
+			max(lockSign-e.Age, 0).Round(time.Second))
+	case e.Stale:
+		return "nobody has refreshed it for 30 minutes: make sure that process is gone, then run `vmkeep unlock`"
 	}
-	return "wait until it is done; if that process is gone, unlock the repository"
+	return "wait until it is done; if you know that process is gone, run `vmkeep unlock --all`"
 }
 
 // LockInfo is a lock in the repository. Err is set, and all but ID unset, if it cannot be read.
@@ -132,10 +139,10 @@ func processTable() string {
 func (l LockInfo) conflict() *LockedError {
 	e := &LockedError{
 		Holder: fmt.Sprintf("%s@%s (process %d)", l.Username, l.Hostname, l.PID), Exclusive: l.Exclusive,
-		Since: l.Time, Age: age(l.Time), Stale: age(l.Time) > lockStale, ID: l.ID,
+		Since: l.Time, Age: age(l.Time), Stale: age(l.Time) > lockStale, Gone: l.ofDeadProcess(), ID: l.ID,
 	}
 	if l.Err != nil {
-		e.Holder, e.Exclusive, e.Age, e.Stale = "somebody whose lock cannot be read", true, 0, false
+		e.Holder, e.Exclusive, e.Age, e.Stale, e.Gone = "somebody whose lock cannot be read", true, 0, false, false
 	}
 	return e
 }
@@ -338,11 +345,12 @@ func (r *Repository) noConflict(ctx context.Context, l *held) error {
 			case other.ID == l.id:
 			case other.Err != nil:
 				unreadable = &other
-			case l.mode == Shared && !other.Exclusive:
 			case other.abandoned():
-				if err := r.removeLock(ctx, other.ID); err != nil {
+				// Also if it bears ours: others would stop at it, and may not know that its process is gone.
+				if err := r.removeLock(ctx, other.ID); err != nil && !bears(l.mode, other) {
 					return fmt.Errorf("remove the lock of a process that is gone: %w", err)
 				}
+			case bears(l.mode, other):
 			default:
 				return other.conflict()
 			}
@@ -358,6 +366,9 @@ func (r *Repository) noConflict(ctx context.Context, l *held) error {
 		}
 	}
 }
+
+// bears reports whether a lock of that mode and the other one may be held at once.
+func bears(mode LockMode, other LockInfo) bool { return mode == Shared && !other.Exclusive }
 
 func (r *Repository) writeLock(ctx context.Context, l *held) error {
 	host, user, uid, gid := identity()

@@ -301,7 +301,8 @@ func TestLocksOfDeadProcessesAreRemoved(t *testing.T) {
 			if (err == nil) != c.gone || !c.gone && !errors.As(err, &locked) {
 				t.Errorf("%s: %v", c.what, err)
 			}
-			if locked != nil && (locked.Stale != (c.age > lockStale) || !strings.Contains(locked.Error(), l.Hostname)) {
+			if locked != nil && (locked.Stale != (c.age > lockStale) || locked.Gone != (l.PID == dead && l.Hostname == host) ||
+				!strings.Contains(locked.Error(), l.Hostname) || !strings.Contains(locked.Remedy(), "vmkeep unlock")) {
 				t.Errorf("%s: %v", c.what, locked)
 			}
 			removed, err := r.Unlock(t.Context())
@@ -313,6 +314,23 @@ func TestLocksOfDeadProcessesAreRemoved(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestADeadSharedLockIsRemovedByWhoWouldBearIt(t *testing.T) {
+	host, user, _, _ := identity()
+	dead := restic.Lock{Hostname: host, Username: user, PID: deadPID(t), ProcessTable: processTable()}
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		dead.Time = time.Now()
+		leaveLock(t, create(t, be), dead)
+		refuses := backendtest.Inject(be, backendtest.On(backendtest.Fail(1), backendtest.Is(backendtest.Remove)))
+		if err := reopen(t, refuses).WithLock(t.Context(), Shared, nothing); err != nil {
+			t.Errorf("a lock that does no harm cannot be removed: %v", err)
+		}
+		if err := reopen(t, be).WithLock(t.Context(), Shared, nothing); err != nil || lockCount(be) != 0 {
+			t.Errorf("%d locks are left, %v", lockCount(be), err)
+		}
+	})
 }
 
 func TestUnreadableLocksCountAfterAWhile(t *testing.T) {

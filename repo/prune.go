@@ -117,7 +117,6 @@ type packUse struct {
 	verdict          verdict
 	unusedFraction   float64
 	mandatory        bool // to be repacked, whatever may stay unused
-	held             bool // the store would not delete it
 }
 
 // pruner is one prune.

@@ -25,6 +25,7 @@ type options struct {
 	insecureTLS, insecureNoPass   bool
 	limitDownload, limitUpload    int
 	retryLock                     time.Duration
+	noLock                        bool
 
 	readData bool
 	subset   string
@@ -57,7 +58,8 @@ With --json standard output carries JSON lines with a "message_type": "status" w
 each problem, and a "summary" at the end. A check that could not be made ends with "exit_error" on standard error.
 
 --daily N reads one Nth of the packs, another part each day (UTC), so that N daily runs read everything. The part
-follows from the date and each pack's ID; nothing is kept between runs, and a missed day is made up for N days later.`
+follows from the date and each pack's ID; a missed day is made up for N days later. With --proof the record keeps when each
+part was last read, and the report and --nagios warn when that is more than N days ago.`
 
 const examples = `  vmkeep-check -r /srv/repo                                structure only
   vmkeep-check -r s3:https://host/bucket --daily 30        also a thirtieth of the data, everything in 30 days
@@ -93,6 +95,7 @@ func (p *program) command(o *options) *cobra.Command {
 	f.IntVar(&o.limitDownload, "limit-download", 0, "read at most `rate` KiB/s; 0 means no limit")
 	f.IntVar(&o.limitUpload, "limit-upload", 0, "write at most `rate` KiB/s; 0 means no limit")
 	f.DurationVar(&o.retryLock, "retry-lock", 0, "wait up to `duration` for a locked repository")
+	f.BoolVar(&o.noLock, "no-lock", false, "write no lock, for stores that cannot be written: a prune meanwhile looks like damage")
 	f.BoolVar(&o.readData, "read-data", false, "read and verify all data")
 	f.StringVar(&o.subset, "read-data-subset", "", "read and verify a `part` of the data: n/t, x%, or a size such as 500M")
 	f.IntVar(&o.daily, "daily", 0, "read and verify one part of `N` (1 to 256) of the data, another one each day")
@@ -103,6 +106,7 @@ func (p *program) command(o *options) *cobra.Command {
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "print errors only")
 	cmd.MarkFlagsMutuallyExclusive("read-data", "read-data-subset", "daily")
 	cmd.MarkFlagsMutuallyExclusive("json", "nagios")
+	cmd.MarkFlagsMutuallyExclusive("no-lock", "retry-lock")
 	return cmd
 }
 
@@ -194,6 +198,7 @@ func (p *program) check(ctx context.Context, o *options) (err error) {
 		res.finished = res.started // the clock was set back
 	}
 	if o.proof != "" {
+		res.coverage = previousCoverage(o.proof, res.repository).note(res, data.Part, o.daily)
 		err = errors.Join(err, writeProof(o.proof, res))
 	}
 	o.result = res
@@ -243,6 +248,9 @@ func (p *program) examine(ctx context.Context, res *result, data repo.ReadData) 
 	res.repository = r.ID()
 	progress := p.newProgress(o)
 	defer progress.end()
+	if o.noLock {
+		ctx = repo.Unlocked(ctx, r)
+	}
 	return retryLocked(ctx, o.retryLock, func() error {
 		if res.report, err = r.Check(ctx, repo.CheckOptions{ReadData: data, Progress: progress.tell}); err != nil {
 			return err

@@ -101,6 +101,8 @@ func remedy(err error) string {
 		return "check RESTIC_PASSWORD, RESTIC_PASSWORD_FILE or RESTIC_PASSWORD_COMMAND"
 	case errors.Is(err, repo.ErrNoRepository), errors.Is(err, backend.ErrNotExist):
 		return "check the location; `vmkeep init` or `restic init` makes a repository"
+	case errors.Is(err, repo.ErrDamaged):
+		return "bring the file back from a copy; a copy of config and keys opens the repository again"
 	}
 	return ""
 }

@@ -41,6 +41,10 @@ func (p *program) nagiosExit(o *options, err error) int {
 			}
 		}
 	}
+	if text := r.coverage.lateText(r.finished); text != "" {
+		state, code = "WARNING", nagiosWarning
+		words = text + ", " + words
+	}
 	if n := rep.Errors(); n > 0 {
 		state, code = "CRITICAL", nagiosCritical
 		first := ""

@@ -18,6 +18,7 @@ type proof struct {
 	Host            string         `json:"host"` // where the check ran
 	Findings        []repo.Finding `json:"findings"`
 	FindingsOmitted int            `json:"findings_omitted,omitempty"`
+	Coverage        *coverage      `json:"coverage,omitempty"` // of --daily
 }
 
 const proofVersion = 1
@@ -29,7 +30,7 @@ func writeProof(name string, r *result) (err error) {
 			err = fmt.Errorf("proof: %w", err)
 		}
 	}()
-	record := proof{Version: proofVersion, verdict: r.verdict(), Findings: []repo.Finding{}}
+	record := proof{Version: proofVersion, verdict: r.verdict(), Findings: []repo.Finding{}, Coverage: r.coverage}
 	if r.err == nil && r.report != nil {
 		record.Findings, record.FindingsOmitted = append(record.Findings, r.report.Findings...), r.report.FindingsOmitted
 	}

@@ -24,6 +24,7 @@ type result struct {
 	started, finished time.Time
 	newest            []newest
 	report            *repo.CheckReport
+	coverage          *coverage // with --proof
 	err               error
 }
 
@@ -118,6 +119,9 @@ func (p *program) writeReport(r *result) {
 			line("data", "%d packs read and verified, %s, %.1f %% of all (%s)", rep.PacksRead, size(rep.BytesRead), 100*r.share(), r.reason())
 		}
 		line("took", "%s", r.finished.Sub(r.started).Round(time.Millisecond))
+	}
+	if text := r.coverage.lateText(r.finished); text != "" {
+		fmt.Fprintf(p.stdout, "warning: %s\n  -> run `vmkeep-check --read-data` once, and see that the daily run happens each day\n", text)
 	}
 	findings := slices.Clone(rep.Findings)
 	if r.options.quiet {

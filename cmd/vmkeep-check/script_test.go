@@ -227,6 +227,46 @@ func testProgram(t *testing.T, env map[string]string) (*program, *bytes.Buffer, 
 	}, &stdout, &stderr
 }
 
+func TestDaysThatWereMissedAreTold(t *testing.T) {
+	day := func(n int) time.Time { return time.Date(2026, 11, n, 4, 0, 0, 0, time.UTC) }
+	name := filepath.Join(t.TempDir(), "proof.json")
+	run := func(n int, chosen string, err error) *coverage {
+		o := &options{daily: 3, proof: name}
+		if chosen == "all" {
+			o.daily = 0
+		}
+		r := &result{options: o, repository: "r", chosen: chosen, started: day(n), finished: day(n), report: &repo.CheckReport{}, err: err}
+		r.coverage = previousCoverage(name, "r").note(r, dailyPart(day(n), 3).Part, o.daily)
+		if err := writeProof(name, r); err != nil {
+			t.Fatal(err)
+		}
+		return r.coverage
+	}
+	for n := 1; n <= 4; n++ {
+		if text := run(n, "", nil).lateText(day(n)); text != "" {
+			t.Errorf("day %d: %s", n, text)
+		}
+	}
+	run(5, "", errors.New("the store is down")) // the run that was to read what day 2 read
+	if text := run(6, "", nil).lateText(day(6)); text != "" {
+		t.Errorf("the part is four days old: %s", text)
+	}
+	late := run(7, "", nil)
+	if text := late.lateText(day(7)); !strings.Contains(text, "1 of 3") || !strings.Contains(text, "2026-11-02") {
+		t.Errorf("after a missed day: %q", text)
+	}
+	if text := run(7, "all", nil).lateText(day(7)); text != "" {
+		t.Errorf("after everything was read: %s", text)
+	}
+	if previousCoverage(name, "another repository") != nil {
+		t.Error("the record of another repository counts")
+	}
+	never := (*coverage)(nil).note(&result{repository: "r", started: day(1), err: errors.New("down")}, 1, 9)
+	if text := never.lateText(day(12)); !strings.Contains(text, "9 of 9") || !strings.Contains(never.lateText(day(11).Add(time.Hour)), "never") {
+		t.Errorf("%s", text)
+	}
+}
+
 func TestTerminalSeesProgressThatGoesAway(t *testing.T) {
 	peer := peers.Local(t)
 	peers.Restic(t, peer).Run("init")

@@ -127,7 +127,7 @@ func failure(err error) error {
 	}
 	var locked *repo.LockedError
 	if errors.As(err, &locked) {
-		return &plugin.Error{Code: plugin.CodeLocked, Summary: "the repository is locked", Detail: locked.Error(), Remedy: locked.Remedy(), Err: err}
+		return &plugin.Error{Code: plugin.CodeLocked, Summary: "the repository is locked", Detail: locked.Detail(), Remedy: locked.Remedy(), Err: err}
 	}
 	for _, rule := range libraryRules() {
 		if errors.Is(err, rule.is) {
