@@ -1,7 +1,8 @@
 package repo
 
 import (
-	"bytes"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"runtime"
@@ -198,12 +199,51 @@ func TestKeyFilesThatWouldExhaustMemoryAreSkipped(t *testing.T) {
 func TestErrorsHoldNoSecrets(t *testing.T) {
 	be := backendtest.NewMemory()
 	r := create(t, be)
-	const secret = "s3cr3t-password"
-	_, err := Open(t.Context(), be, OpenOptions{Password: secret})
-	if err == nil || strings.Contains(err.Error(), secret) {
-		t.Errorf("%v", err)
+	s, err := commitFiles(t.Context(), r, "vm", map[string][]byte{"a": noise(1, 1000)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if text := fmt.Sprintf("%v", r.Config()); bytes.Contains([]byte(text), r.master.Encrypt) {
-		t.Error(text)
+	leaveLock(t, r, restic.Lock{Time: time.Now(), Exclusive: true, Hostname: "elsewhere", PID: 1})
+	const wrong = "s3cr3t-password"
+	secrets := []string{wrong, password}
+	for _, key := range [][]byte{r.master.Encrypt, r.master.MACK, r.master.MACR} {
+		secrets = append(secrets, hex.EncodeToString(key), base64.StdEncoding.EncodeToString(key), string(key), fmt.Sprint(key))
+	}
+	texts := 0
+	look := func(text string) {
+		texts++
+		for _, secret := range secrets {
+			if strings.Contains(text, secret) {
+				t.Errorf("%q holds %q", text, secret)
+			}
+		}
+	}
+	_, err = Open(t.Context(), be, OpenOptions{Password: wrong})
+	look(fmt.Sprint(err))
+	look(fmt.Sprintf("%+v", r.WithLock(t.Context(), Shared, nothing)))
+	for _, h := range be.Handles() {
+		for _, damage := range []func([]byte) []byte{
+			func(data []byte) []byte { data[len(data)/2] ^= 1; return data },
+			func(data []byte) []byte { return data[:len(data)/3] },
+			func([]byte) []byte { return nil },
+		} {
+			broken := be.Clone()
+			broken.Replace(h, damage(be.Bytes(h)))
+			own, err := Open(t.Context(), broken, OpenOptions{Password: password})
+			if err != nil {
+				look(fmt.Sprintf("%+v", err))
+				continue
+			}
+			report, err := own.Check(Unlocked(t.Context(), own), CheckOptions{ReadData: ReadData{All: true}})
+			look(fmt.Sprintf("%+v %+v", report, err))
+			_, err = readFiles(t.Context(), own, s)
+			look(fmt.Sprintf("%+v", err))
+			_, err = own.Prune(Unlocked(t.Context(), own), PruneOptions{})
+			look(fmt.Sprintf("%+v", err))
+			_ = own.Close()
+		}
+	}
+	if texts < 50 {
+		t.Errorf("only %d texts were looked at", texts)
 	}
 }
