@@ -67,6 +67,16 @@ func New(pol Pol) (*Cutter, error) {
 	return newCutter(pol, limits{min: MinSize, max: MaxSize, bits: bits, step: 256 << 10})
 }
 
+// Scaled makes a cutter by restic's rule with every length halved so many times, at most 3: for comparing. Its chunks are
+// not those of restic's own backups, and its zero chunks are shorter than restic's, which restic restore --sparse does not
+// recognise.
+func Scaled(pol Pol, halvings int) (*Cutter, error) {
+	if halvings < 0 || halvings > 3 {
+		return nil, fmt.Errorf("chunker: lengths halved %d times: want 0 to 3", halvings)
+	}
+	return newCutter(pol, limits{min: MinSize >> halvings, max: MaxSize >> halvings, bits: bits - halvings, step: 256 << 10 >> halvings})
+}
+
 // limits are the parameters of a Rabin cutter; tests make them small.
 type limits struct{ min, max, bits, step int }
 

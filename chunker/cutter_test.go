@@ -2,6 +2,7 @@ package chunker
 
 import (
 	"bytes"
+	"slices"
 	"strings"
 	"testing"
 
@@ -131,5 +132,30 @@ func TestHolesAreNotRead(t *testing.T) {
 	}
 	if most := int(hole.Len / MinSize); zeros > most || zeros < most-2 {
 		t.Errorf("%d zero chunks, want about %d", zeros, most)
+	}
+}
+
+func TestScaledChunks(t *testing.T) {
+	data := samples(8<<20, 1)["random"]
+	restics, err := New(testPol)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := full(data, restics)
+	for halvings := -1; halvings <= 4; halvings++ {
+		c, err := Scaled(testPol, halvings)
+		if valid := halvings >= 0 && halvings <= 3; (err == nil) != valid {
+			t.Errorf("halved %d times: %v", halvings, err)
+		}
+		if err != nil {
+			continue
+		}
+		lens, _ := full(data, c)
+		if halvings == 0 && !slices.Equal(lens, want) {
+			t.Error("not halved at all is not restic's rule")
+		}
+		if c.Min() != MinSize>>halvings || c.Max() != MaxSize>>halvings || len(lens) < len(want)<<halvings/2 {
+			t.Errorf("halved %d times: %d to %d bytes, %d chunks", halvings, c.Min(), c.Max(), len(lens))
+		}
 	}
 }

@@ -95,7 +95,13 @@ func (r *Repository) loadStored(ctx context.Context, e index.Entry) ([]byte, err
 	if oversized(e) {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", e.BlobHandle, ErrDamaged, e.Length)
 	}
-	sealed := make([]byte, e.Length)
+	buf, _ := r.sealed.Get().(*[]byte)
+	if buf == nil || cap(*buf) < int(e.Length) {
+		b := make([]byte, e.Length, max(int(e.Length), restic.ZeroChunkSize))
+		buf = &b
+	}
+	defer r.sealed.Put(buf)
+	sealed := (*buf)[:e.Length]
 	if err := r.readPack(ctx, e.Pack, int64(e.Offset), sealed); err != nil {
 		return nil, err
 	}

@@ -62,7 +62,7 @@ type OpenOptions struct {
 	CacheDir string
 	// CacheSize bounds the cache of this repository in bytes; 0 means 2 GiB.
 	CacheSize int64
-	// BlobCache bounds the decoded chunks kept in memory for [Repository.Reader], in bytes; 0 means 64 MiB.
+	// BlobCache bounds the decoded chunks kept in memory for [Repository.Reader], in bytes; 0 means 32 MiB.
 	BlobCache int64
 	// LockWait is how long to wait for the locks of others that conflict; 0 means not at all.
 	LockWait time.Duration
@@ -89,7 +89,8 @@ type Repository struct {
 	index    indexHolder
 	sessions sessionHolder
 	blobs    *blobCache
-	zeros    []byte // 512 KiB of zeros
+	sealed   sync.Pool // of *[]byte: blobs as stored, while one is read
+	zeros    []byte    // 512 KiB of zeros
 	room     *room
 }
 
@@ -182,7 +183,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 		return nil, fmt.Errorf("pack size %d is not between %d and %d bytes", o.PackSize, minPackSize, maxPackSize)
 	}
 	if o.BlobCache == 0 {
-		o.BlobCache = 64 << 20
+		o.BlobCache = 32 << 20
 	}
 	sealed, err := loadWhole(ctx, be, backend.Handle{Type: restic.ConfigFile})
 	if errors.Is(err, backend.ErrNotExist) {

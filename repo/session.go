@@ -141,7 +141,7 @@ func (r *Repository) start(ctx context.Context, x *index.Index) *session {
 	s := &session{
 		r: r, index: x, ended: make(chan struct{}),
 		jobs:    make(chan *job),
-		buffers: make(chan []byte, 2*workers+2),
+		buffers: make(chan []byte, workers+2), // one in each worker, one or two ready for the next
 		slots:   make(chan []byte, openPacks*int(restic.NumBlobTypes)+posters),
 		running: make(map[*job]struct{}),
 		packs:   make(map[*pack]struct{}),
@@ -216,12 +216,13 @@ func (s *session) submit(j *job) error {
 	return s.send(j)
 }
 
-// buffer waits for a free buffer and gives it the length n.
+// buffer waits for a free buffer and gives it the length n. Buffers are made in full length at once: what is never touched
+// takes no memory, while buffers that grow leave garbage behind.
 func (s *session) buffer(n int) ([]byte, error) {
 	select {
 	case b := <-s.buffers:
 		if cap(b) < n {
-			b = make([]byte, n, max(n, min(chunkBuffer, 2*n)))
+			b = make([]byte, n, max(n, chunkBuffer))
 		}
 		return b[:n], nil
 	case <-s.ctx.Done():
@@ -238,7 +239,8 @@ func (s *session) release(b []byte) {
 
 // work runs one worker: its two scratch buffers hold a compressed blob and what verifying decoded.
 func (s *session) work() {
-	var scratch [2][]byte
+	const slack = 64 << 10 // what a frame may be longer than its content
+	scratch := [2][]byte{make([]byte, 0, chunkBuffer+slack), make([]byte, 0, chunkBuffer+slack)}
 	for j := range s.jobs {
 		if s.ctx.Err() == nil {
 			if err := s.store(j, &scratch); err != nil {

@@ -134,14 +134,10 @@ func (b *bench) series(ctx context.Context, dir, name string, images [2]string) 
 	if err != nil {
 		return err
 	}
-	for _, size := range []int{0, 512 << 10, 1 << 20} {
-		way := "restic"
-		if size != 0 {
-			way = fmt.Sprintf("%d KiB", size>>10)
-		}
-		stamp("%s, %s", name, way)
-		if err := b.storeBoth(ctx, filepath.Join(dir, "repository"), size, func(first, second storing, bytes int64) {
-			fmt.Fprintf(&b.notes, "%-10s %-9s %8.0f %7.1f %5dMiB %6.1fMiB %6.0fKiB %6dKiB\n", name, way, float64(bytes)/1e6/first.wall, first.cpu, first.Stored>>20,
+	for _, way := range ways() {
+		stamp("%s, %s", name, way.name)
+		if err := b.storeBoth(ctx, filepath.Join(dir, "repository"), way, func(first, second storing, bytes int64) {
+			fmt.Fprintf(&b.notes, "%-10s %-9s %8.0f %7.1f %5dMiB %6.1fMiB %6.0fKiB %6dKiB\n", name, way.name, float64(bytes)/1e6/first.wall, first.cpu, first.Stored>>20,
 				float64(second.Stored)/(1<<20), float64(second.Added)/1024/float64(changed), (first.DataNew+second.DataNew)*perBlob>>10)
 		}, images); err != nil {
 			return err
@@ -150,12 +146,28 @@ func (b *bench) series(ctx context.Context, dir, name string, images [2]string) 
 	return nil
 }
 
+// way is a rule to cut by.
+type way struct {
+	name   string
+	cutter func(chunker.Pol) (*chunker.Cutter, error)
+}
+
+func ways() []way {
+	fixed := func(size int) func(chunker.Pol) (*chunker.Cutter, error) {
+		return func(chunker.Pol) (*chunker.Cutter, error) { return chunker.Fixed(size) }
+	}
+	scaled := func(halvings int) func(chunker.Pol) (*chunker.Cutter, error) {
+		return func(pol chunker.Pol) (*chunker.Cutter, error) { return chunker.Scaled(pol, halvings) }
+	}
+	return []way{{"restic", chunker.New}, {"restic/2", scaled(1)}, {"restic/4", scaled(2)}, {"512 KiB", fixed(512 << 10)}, {"1 MiB", fixed(1 << 20)}}
+}
+
 type storing struct {
 	repo.Stats
 	wall, cpu float64
 }
 
-func (b *bench) storeBoth(ctx context.Context, dir string, size int, done func(first, second storing, bytes int64), images [2]string) (err error) {
+func (b *bench) storeBoth(ctx context.Context, dir string, w way, done func(first, second storing, bytes int64), images [2]string) (err error) {
 	be, err := local.Create(dir, 2)
 	if err != nil {
 		return err
@@ -166,10 +178,7 @@ func (b *bench) storeBoth(ctx context.Context, dir string, size int, done func(f
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
-	cutter, err := chunker.New(chunker.Pol(r.Config().Polynomial))
-	if size != 0 {
-		cutter, err = chunker.Fixed(size)
-	}
+	cutter, err := w.cutter(chunker.Pol(r.Config().Polynomial))
 	if err != nil {
 		return err
 	}
