@@ -32,3 +32,18 @@ func allocate(f *os.File, size int64) error {
 func syncFileSystem(dir *os.File) error {
 	return unix.Syncfs(int(dir.Fd()))
 }
+
+// beginWriteback starts sending a range of a file to the storage, and does not wait for it. It makes nothing durable: Sync
+// does, and tells of errors.
+func beginWriteback(f *os.File, off, n int64) error {
+	for {
+		err := unix.SyncFileRange(int(f.Fd()), off, n, unix.SYNC_FILE_RANGE_WRITE)
+		switch {
+		case errors.Is(err, syscall.EINTR):
+			continue
+		case errors.Is(err, syscall.ESPIPE), errors.Is(err, syscall.ENOSYS), errors.Is(err, syscall.EINVAL):
+			return nil // not that kind of file or system: Sync does all of it
+		}
+		return err
+	}
+}

@@ -334,8 +334,20 @@ func (f *fileDisk) each(p []byte, off int64, fn func(file *os.File, p []byte, of
 
 func (f *fileDisk) ReadAt(p []byte, off int64) (int, error) { return f.each(p, off, (*os.File).ReadAt) }
 
+// earlyWrite is the length in bytes from which a write is sent to the storage at once. What is shorter, the sectors that
+// two chunks share above all, waits for its neighbours.
+const earlyWrite = 64 << 10
+
+// WriteAt writes, and has long writes sent to the storage while others are still being fetched: the restore promises to be
+// durable in the end, which then is near, and dirty memory does not pile up.
 func (f *fileDisk) WriteAt(p []byte, off int64) (int, error) {
-	return f.each(p, off, (*os.File).WriteAt)
+	return f.each(p, off, func(file *os.File, p []byte, off int64) (int, error) {
+		n, err := file.WriteAt(p, off)
+		if err == nil && n >= earlyWrite {
+			err = beginWriteback(file, off, int64(n))
+		}
+		return n, err
+	})
 }
 
 func (f *fileDisk) sync() error {
