@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -531,6 +533,38 @@ func TestWeWorkOnRepositoriesThatResticMade(t *testing.T) {
 				t.Error(out)
 			}
 		})
+	}
+}
+
+// The same packs are kept, rewritten and deleted, whatever may stay unused: what a prune frees depends on how the data lies
+// in the packs, not on who prunes.
+func TestPrunePlansAsResticDoes(t *testing.T) {
+	r, be, peer := onDisk(t)
+	r.packSize = minPackSize
+	data := noise(1, 120e6)
+	for seed := range uint64(3) {
+		if _, err := commitFiles(t.Context(), r, "vm", map[string][]byte{"disk": data}); err != nil {
+			t.Fatal(err)
+		}
+		data = changed(data, 9, 1000*(seed+1))
+	}
+	peer.Run("forget", "--keep-last", "1")
+	r = mustOpen(t, be)
+	counts := regexp.MustCompile(`to (keep|repack|delete): +(\d+) packs`)
+	for limit, unused := range map[string]Unused{"5%": {}, "0": {None: true}, "2M": {Bytes: 2 << 20}, "unlimited": {Unlimited: true}} {
+		plan, err := r.Prune(t.Context(), PruneOptions{DryRun: true, MaxUnused: unused})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ours := map[string]string{"keep": fmt.Sprint(plan.KeepPacks), "repack": fmt.Sprint(plan.RepackPacks), "delete": fmt.Sprint(plan.RemovePacks)}
+		theirs := map[string]string{}
+		for _, m := range counts.FindAllStringSubmatch(peer.Run("prune", "--dry-run", "--max-unused", limit, "--verbose=2"), -1) {
+			theirs[m[1]] = m[2]
+		}
+		if !maps.Equal(ours, theirs) {
+			t.Errorf("--max-unused %s: we plan %v, restic %v", limit, ours, theirs)
+		}
+		t.Log(limit, ours)
 	}
 }
 

@@ -363,7 +363,8 @@ func (p *pruner) decide() {
 			u.verdict = removePack
 		case u.unused > 0 || u.tree && u.data ||
 			u.uncompressed && (u.tree || p.o.RepackUncompressed):
-			u.mandatory = u.tree || u.unused == 0 // trees are read by all that list and check: they stay dense
+			// Trees are read by all that list and check: they stay dense. Small packs cost little to rewrite and are too many.
+			u.mandatory = u.tree || u.unused == 0 || u.size < small
 			u.unusedFraction = float64(u.unused) / float64(u.used+u.unused)
 			candidates = append(candidates, u)
 			unused += u.unused
