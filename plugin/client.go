@@ -159,6 +159,15 @@ func (c *client) ChangePassword(ctx context.Context, r KeyRequest) (Key, error) 
 	return from[Key](a.GetKey()), err
 }
 
+func (c *client) StatFile(ctx context.Context, r FileRequest) (File, error) {
+	q, err := request[*pb.FileSpec](r)
+	if err != nil {
+		return File{}, err
+	}
+	a, err := ask(ctx, c.named("describe a file"), c.rpc.StatFile, &pb.StatFileRequest{Files: q})
+	return from[File](a.GetFile()), err
+}
+
 func (c *client) Doctor(ctx context.Context) ([]Finding, error) {
 	a, err := ask(ctx, c.named("doctor"), c.rpc.Doctor, &pb.DoctorRequest{})
 	return fromAll[Finding](a.GetFindings()), err

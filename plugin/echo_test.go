@@ -154,6 +154,9 @@ func (e *echo) ListFiles(ctx context.Context, r plugin.FileRequest, fn func(plug
 	_, err := reply[any](ctx, e, "ListFiles", r)
 	return err
 }
+func (e *echo) StatFile(ctx context.Context, r plugin.FileRequest) (plugin.File, error) {
+	return reply[plugin.File](ctx, e, "StatFile", r)
+}
 func (e *echo) TarFiles(ctx context.Context, r plugin.FileRequest, fn func([]byte) error) error {
 	for _, f := range e.frames {
 		if err := fn(f.Data); err != nil {

@@ -134,6 +134,15 @@ func (s *server) ChangePassword(ctx context.Context, r *pb.ChangePasswordRequest
 	return &pb.ChangePasswordResponse{Key: to[*pb.Key](key), Error: e}, nil
 }
 
+func (s *server) StatFile(ctx context.Context, r *pb.StatFileRequest) (*pb.StatFileResponse, error) {
+	q, err := received[FileRequest](r.GetFiles())
+	if err != nil {
+		return &pb.StatFileResponse{Error: diagnostic(err)}, nil
+	}
+	file, e := answerTo(ctx, s, q, s.svc.StatFile)
+	return &pb.StatFileResponse{File: to[*pb.File](file), Error: e}, nil
+}
+
 func (s *server) Doctor(ctx context.Context, _ *pb.DoctorRequest) (*pb.DoctorResponse, error) {
 	findings, e := answer(ctx, s, s.svc.Doctor)
 	return &pb.DoctorResponse{Findings: toAll[*pb.Finding](findings), Error: e}, nil

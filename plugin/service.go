@@ -70,6 +70,8 @@ type Service interface {
 
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(ctx context.Context, r FileRequest, fn func(File) error) error
+	// StatFile describes one file or directory, by itself.
+	StatFile(ctx context.Context, r FileRequest) (File, error)
 	// ReadFile streams a guest file; holes are frames without data.
 	ReadFile(ctx context.Context, r FileRequest, fn func(Frame) error) error
 	// TarFiles streams a tar archive of guest files and directories with their metadata.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -117,6 +118,12 @@ func TestPythonHost(t *testing.T) {
 	}
 	if out, _ := must("ls", id, "/etc"); !strings.Contains(out, "file 6 ") || !strings.Contains(out, "hostname") {
 		t.Errorf("ls /etc: %q", out)
+	}
+	if out, _ := must("stat", id, "/etc/hostname"); !regexp.MustCompile(`^file 6 644 \d+:\d+ 20\S+ /etc/hostname\n$`).MatchString(out) {
+		t.Errorf("stat: %q", out)
+	}
+	if out, _ := must("stat", id, "/etc"); !strings.HasPrefix(out, "dir ") {
+		t.Errorf("stat of a directory: %q", out)
 	}
 	if out, _ := must("get", id, "/etc/hostname"); out != "linux\n" {
 		t.Errorf("get: %q", out)

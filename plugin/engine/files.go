@@ -239,6 +239,28 @@ func (e *Engine) ListFiles(ctx context.Context, req plugin.FileRequest, fn func(
 	})
 }
 
+// StatFile implements [plugin.Service].
+func (e *Engine) StatFile(ctx context.Context, req plugin.FileRequest) (plugin.File, error) {
+	var out plugin.File
+	err := e.withGuest(ctx, req, func(g *guest) error {
+		p, err := g.find(req)
+		if err != nil {
+			return err
+		}
+		if p.fs == nil { // above the drives of Windows, where no file system is
+			out = plugin.File{Path: "/", Type: "dir"}
+			return nil
+		}
+		a, err := p.fs.Stat(p.id)
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.path, err)
+		}
+		out, err = p.describe(a)
+		return err
+	})
+	return out, err
+}
+
 // volumes lists the volumes, readable or not, with the places where the guest mounts them, and what stands in the way of
 // others.
 func (g *guest) volumes(fn func(plugin.File) error) error {

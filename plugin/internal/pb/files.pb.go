@@ -361,6 +361,102 @@ func (x *ListFilesResponse) GetFiles() []*File {
 	return nil
 }
 
+type StatFileRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Files         *FileSpec              `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatFileRequest) Reset() {
+	*x = StatFileRequest{}
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatFileRequest) ProtoMessage() {}
+
+func (x *StatFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatFileRequest.ProtoReflect.Descriptor instead.
+func (*StatFileRequest) Descriptor() ([]byte, []int) {
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *StatFileRequest) GetFiles() *FileSpec {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+type StatFileResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Error         *Diagnostic            `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	File          *File                  `protobuf:"bytes,2,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatFileResponse) Reset() {
+	*x = StatFileResponse{}
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatFileResponse) ProtoMessage() {}
+
+func (x *StatFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatFileResponse.ProtoReflect.Descriptor instead.
+func (*StatFileResponse) Descriptor() ([]byte, []int) {
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *StatFileResponse) GetError() *Diagnostic {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
+func (x *StatFileResponse) GetFile() *File {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
 type ReadFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Files         *FileSpec              `protobuf:"bytes,1,opt,name=files,proto3" json:"files,omitempty"`
@@ -370,7 +466,7 @@ type ReadFileRequest struct {
 
 func (x *ReadFileRequest) Reset() {
 	*x = ReadFileRequest{}
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[4]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -382,7 +478,7 @@ func (x *ReadFileRequest) String() string {
 func (*ReadFileRequest) ProtoMessage() {}
 
 func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[4]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -395,7 +491,7 @@ func (x *ReadFileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileRequest.ProtoReflect.Descriptor instead.
 func (*ReadFileRequest) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{4}
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReadFileRequest) GetFiles() *FileSpec {
@@ -416,7 +512,7 @@ type ReadFileResponse struct {
 
 func (x *ReadFileResponse) Reset() {
 	*x = ReadFileResponse{}
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[5]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -428,7 +524,7 @@ func (x *ReadFileResponse) String() string {
 func (*ReadFileResponse) ProtoMessage() {}
 
 func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[5]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -441,7 +537,7 @@ func (x *ReadFileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadFileResponse.ProtoReflect.Descriptor instead.
 func (*ReadFileResponse) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{5}
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReadFileResponse) GetError() *Diagnostic {
@@ -467,7 +563,7 @@ type TarFilesRequest struct {
 
 func (x *TarFilesRequest) Reset() {
 	*x = TarFilesRequest{}
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[6]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -479,7 +575,7 @@ func (x *TarFilesRequest) String() string {
 func (*TarFilesRequest) ProtoMessage() {}
 
 func (x *TarFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[6]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -492,7 +588,7 @@ func (x *TarFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TarFilesRequest.ProtoReflect.Descriptor instead.
 func (*TarFilesRequest) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{6}
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TarFilesRequest) GetFiles() *FileSpec {
@@ -514,7 +610,7 @@ type TarFilesResponse struct {
 
 func (x *TarFilesResponse) Reset() {
 	*x = TarFilesResponse{}
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[7]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +622,7 @@ func (x *TarFilesResponse) String() string {
 func (*TarFilesResponse) ProtoMessage() {}
 
 func (x *TarFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[7]
+	mi := &file_vmkeep_plugin_v1_files_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +635,7 @@ func (x *TarFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TarFilesResponse.ProtoReflect.Descriptor instead.
 func (*TarFilesResponse) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{7}
+	return file_vmkeep_plugin_v1_files_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TarFilesResponse) GetError() *Diagnostic {
@@ -590,6 +686,11 @@ const file_vmkeep_plugin_v1_files_proto_rawDesc = "" +
 	"\x11ListFilesResponse\x122\n" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x12,\n" +
 	"\x05files\x18\x02 \x03(\v2\x16.vmkeep.plugin.v1.FileR\x05files\"C\n" +
+	"\x0fStatFileRequest\x120\n" +
+	"\x05files\x18\x01 \x01(\v2\x1a.vmkeep.plugin.v1.FileSpecR\x05files\"r\n" +
+	"\x10StatFileResponse\x122\n" +
+	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x12*\n" +
+	"\x04file\x18\x02 \x01(\v2\x16.vmkeep.plugin.v1.FileR\x04file\"C\n" +
 	"\x0fReadFileRequest\x120\n" +
 	"\x05files\x18\x01 \x01(\v2\x1a.vmkeep.plugin.v1.FileSpecR\x05files\"u\n" +
 	"\x10ReadFileResponse\x122\n" +
@@ -613,35 +714,40 @@ func file_vmkeep_plugin_v1_files_proto_rawDescGZIP() []byte {
 	return file_vmkeep_plugin_v1_files_proto_rawDescData
 }
 
-var file_vmkeep_plugin_v1_files_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_vmkeep_plugin_v1_files_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_vmkeep_plugin_v1_files_proto_goTypes = []any{
 	(*FileSpec)(nil),              // 0: vmkeep.plugin.v1.FileSpec
 	(*File)(nil),                  // 1: vmkeep.plugin.v1.File
 	(*ListFilesRequest)(nil),      // 2: vmkeep.plugin.v1.ListFilesRequest
 	(*ListFilesResponse)(nil),     // 3: vmkeep.plugin.v1.ListFilesResponse
-	(*ReadFileRequest)(nil),       // 4: vmkeep.plugin.v1.ReadFileRequest
-	(*ReadFileResponse)(nil),      // 5: vmkeep.plugin.v1.ReadFileResponse
-	(*TarFilesRequest)(nil),       // 6: vmkeep.plugin.v1.TarFilesRequest
-	(*TarFilesResponse)(nil),      // 7: vmkeep.plugin.v1.TarFilesResponse
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*Diagnostic)(nil),            // 9: vmkeep.plugin.v1.Diagnostic
-	(*Frame)(nil),                 // 10: vmkeep.plugin.v1.Frame
+	(*StatFileRequest)(nil),       // 4: vmkeep.plugin.v1.StatFileRequest
+	(*StatFileResponse)(nil),      // 5: vmkeep.plugin.v1.StatFileResponse
+	(*ReadFileRequest)(nil),       // 6: vmkeep.plugin.v1.ReadFileRequest
+	(*ReadFileResponse)(nil),      // 7: vmkeep.plugin.v1.ReadFileResponse
+	(*TarFilesRequest)(nil),       // 8: vmkeep.plugin.v1.TarFilesRequest
+	(*TarFilesResponse)(nil),      // 9: vmkeep.plugin.v1.TarFilesResponse
+	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*Diagnostic)(nil),            // 11: vmkeep.plugin.v1.Diagnostic
+	(*Frame)(nil),                 // 12: vmkeep.plugin.v1.Frame
 }
 var file_vmkeep_plugin_v1_files_proto_depIdxs = []int32{
-	8,  // 0: vmkeep.plugin.v1.File.mod_time:type_name -> google.protobuf.Timestamp
+	10, // 0: vmkeep.plugin.v1.File.mod_time:type_name -> google.protobuf.Timestamp
 	0,  // 1: vmkeep.plugin.v1.ListFilesRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
-	9,  // 2: vmkeep.plugin.v1.ListFilesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	11, // 2: vmkeep.plugin.v1.ListFilesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
 	1,  // 3: vmkeep.plugin.v1.ListFilesResponse.files:type_name -> vmkeep.plugin.v1.File
-	0,  // 4: vmkeep.plugin.v1.ReadFileRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
-	9,  // 5: vmkeep.plugin.v1.ReadFileResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	10, // 6: vmkeep.plugin.v1.ReadFileResponse.frame:type_name -> vmkeep.plugin.v1.Frame
-	0,  // 7: vmkeep.plugin.v1.TarFilesRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
-	9,  // 8: vmkeep.plugin.v1.TarFilesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	9,  // [9:9] is the sub-list for method output_type
-	9,  // [9:9] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	0,  // 4: vmkeep.plugin.v1.StatFileRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
+	11, // 5: vmkeep.plugin.v1.StatFileResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	1,  // 6: vmkeep.plugin.v1.StatFileResponse.file:type_name -> vmkeep.plugin.v1.File
+	0,  // 7: vmkeep.plugin.v1.ReadFileRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
+	11, // 8: vmkeep.plugin.v1.ReadFileResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	12, // 9: vmkeep.plugin.v1.ReadFileResponse.frame:type_name -> vmkeep.plugin.v1.Frame
+	0,  // 10: vmkeep.plugin.v1.TarFilesRequest.files:type_name -> vmkeep.plugin.v1.FileSpec
+	11, // 11: vmkeep.plugin.v1.TarFilesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	12, // [12:12] is the sub-list for method output_type
+	12, // [12:12] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_vmkeep_plugin_v1_files_proto_init() }
@@ -656,7 +762,7 @@ func file_vmkeep_plugin_v1_files_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vmkeep_plugin_v1_files_proto_rawDesc), len(file_vmkeep_plugin_v1_files_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -39,7 +39,7 @@ var File_vmkeep_plugin_v1_service_proto protoreflect.FileDescriptor
 
 const file_vmkeep_plugin_v1_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1evmkeep/plugin/v1/service.proto\x12\x10vmkeep.plugin.v1\x1a\x1dvmkeep/plugin/v1/backup.proto\x1a\x1dvmkeep/plugin/v1/config.proto\x1a\x1cvmkeep/plugin/v1/files.proto\x1a\x1evmkeep/plugin/v1/keeping.proto\x1a\x1fvmkeep/plugin/v1/maintain.proto\x1a\x1evmkeep/plugin/v1/restore.proto2\xb6\x13\n" +
+	"\x1evmkeep/plugin/v1/service.proto\x12\x10vmkeep.plugin.v1\x1a\x1dvmkeep/plugin/v1/backup.proto\x1a\x1dvmkeep/plugin/v1/config.proto\x1a\x1cvmkeep/plugin/v1/files.proto\x1a\x1evmkeep/plugin/v1/keeping.proto\x1a\x1fvmkeep/plugin/v1/maintain.proto\x1a\x1evmkeep/plugin/v1/restore.proto2\x89\x14\n" +
 	"\vKeepService\x12E\n" +
 	"\x04Info\x12\x1d.vmkeep.plugin.v1.InfoRequest\x1a\x1e.vmkeep.plugin.v1.InfoResponse\x12K\n" +
 	"\x06Schema\x12\x1f.vmkeep.plugin.v1.SchemaRequest\x1a .vmkeep.plugin.v1.SchemaResponse\x12Q\n" +
@@ -64,7 +64,8 @@ const file_vmkeep_plugin_v1_service_proto_rawDesc = "" +
 	"\x0eChangePassword\x12'.vmkeep.plugin.v1.ChangePasswordRequest\x1a(.vmkeep.plugin.v1.ChangePasswordResponse\x12\\\n" +
 	"\vRepairIndex\x12$.vmkeep.plugin.v1.RepairIndexRequest\x1a%.vmkeep.plugin.v1.RepairIndexResponse0\x01\x12_\n" +
 	"\fRepairPoints\x12%.vmkeep.plugin.v1.RepairPointsRequest\x1a&.vmkeep.plugin.v1.RepairPointsResponse0\x01\x12V\n" +
-	"\tListFiles\x12\".vmkeep.plugin.v1.ListFilesRequest\x1a#.vmkeep.plugin.v1.ListFilesResponse0\x01\x12S\n" +
+	"\tListFiles\x12\".vmkeep.plugin.v1.ListFilesRequest\x1a#.vmkeep.plugin.v1.ListFilesResponse0\x01\x12Q\n" +
+	"\bStatFile\x12!.vmkeep.plugin.v1.StatFileRequest\x1a\".vmkeep.plugin.v1.StatFileResponse\x12S\n" +
 	"\bReadFile\x12!.vmkeep.plugin.v1.ReadFileRequest\x1a\".vmkeep.plugin.v1.ReadFileResponse0\x01\x12S\n" +
 	"\bTarFiles\x12!.vmkeep.plugin.v1.TarFilesRequest\x1a\".vmkeep.plugin.v1.TarFilesResponse0\x01\x12P\n" +
 	"\aRecover\x12 .vmkeep.plugin.v1.RecoverRequest\x1a!.vmkeep.plugin.v1.RecoverResponse0\x01\x12K\n" +
@@ -97,42 +98,44 @@ var file_vmkeep_plugin_v1_service_proto_goTypes = []any{
 	(*RepairIndexRequest)(nil),     // 21: vmkeep.plugin.v1.RepairIndexRequest
 	(*RepairPointsRequest)(nil),    // 22: vmkeep.plugin.v1.RepairPointsRequest
 	(*ListFilesRequest)(nil),       // 23: vmkeep.plugin.v1.ListFilesRequest
-	(*ReadFileRequest)(nil),        // 24: vmkeep.plugin.v1.ReadFileRequest
-	(*TarFilesRequest)(nil),        // 25: vmkeep.plugin.v1.TarFilesRequest
-	(*RecoverRequest)(nil),         // 26: vmkeep.plugin.v1.RecoverRequest
-	(*DoctorRequest)(nil),          // 27: vmkeep.plugin.v1.DoctorRequest
-	(*CancelRequest)(nil),          // 28: vmkeep.plugin.v1.CancelRequest
-	(*DrainRequest)(nil),           // 29: vmkeep.plugin.v1.DrainRequest
-	(*InfoResponse)(nil),           // 30: vmkeep.plugin.v1.InfoResponse
-	(*SchemaResponse)(nil),         // 31: vmkeep.plugin.v1.SchemaResponse
-	(*ValidateResponse)(nil),       // 32: vmkeep.plugin.v1.ValidateResponse
-	(*ConfigureResponse)(nil),      // 33: vmkeep.plugin.v1.ConfigureResponse
-	(*InitRepositoryResponse)(nil), // 34: vmkeep.plugin.v1.InitRepositoryResponse
-	(*MachinesResponse)(nil),       // 35: vmkeep.plugin.v1.MachinesResponse
-	(*BackupResponse)(nil),         // 36: vmkeep.plugin.v1.BackupResponse
-	(*PointsResponse)(nil),         // 37: vmkeep.plugin.v1.PointsResponse
-	(*PlanRestoreResponse)(nil),    // 38: vmkeep.plugin.v1.PlanRestoreResponse
-	(*RestoreResponse)(nil),        // 39: vmkeep.plugin.v1.RestoreResponse
-	(*ReadDiskResponse)(nil),       // 40: vmkeep.plugin.v1.ReadDiskResponse
-	(*CheckResponse)(nil),          // 41: vmkeep.plugin.v1.CheckResponse
-	(*VerifyResponse)(nil),         // 42: vmkeep.plugin.v1.VerifyResponse
-	(*ForgetResponse)(nil),         // 43: vmkeep.plugin.v1.ForgetResponse
-	(*PruneResponse)(nil),          // 44: vmkeep.plugin.v1.PruneResponse
-	(*StatsResponse)(nil),          // 45: vmkeep.plugin.v1.StatsResponse
-	(*UnlockResponse)(nil),         // 46: vmkeep.plugin.v1.UnlockResponse
-	(*KeysResponse)(nil),           // 47: vmkeep.plugin.v1.KeysResponse
-	(*AddKeyResponse)(nil),         // 48: vmkeep.plugin.v1.AddKeyResponse
-	(*RemoveKeyResponse)(nil),      // 49: vmkeep.plugin.v1.RemoveKeyResponse
-	(*ChangePasswordResponse)(nil), // 50: vmkeep.plugin.v1.ChangePasswordResponse
-	(*RepairIndexResponse)(nil),    // 51: vmkeep.plugin.v1.RepairIndexResponse
-	(*RepairPointsResponse)(nil),   // 52: vmkeep.plugin.v1.RepairPointsResponse
-	(*ListFilesResponse)(nil),      // 53: vmkeep.plugin.v1.ListFilesResponse
-	(*ReadFileResponse)(nil),       // 54: vmkeep.plugin.v1.ReadFileResponse
-	(*TarFilesResponse)(nil),       // 55: vmkeep.plugin.v1.TarFilesResponse
-	(*RecoverResponse)(nil),        // 56: vmkeep.plugin.v1.RecoverResponse
-	(*DoctorResponse)(nil),         // 57: vmkeep.plugin.v1.DoctorResponse
-	(*CancelResponse)(nil),         // 58: vmkeep.plugin.v1.CancelResponse
-	(*DrainResponse)(nil),          // 59: vmkeep.plugin.v1.DrainResponse
+	(*StatFileRequest)(nil),        // 24: vmkeep.plugin.v1.StatFileRequest
+	(*ReadFileRequest)(nil),        // 25: vmkeep.plugin.v1.ReadFileRequest
+	(*TarFilesRequest)(nil),        // 26: vmkeep.plugin.v1.TarFilesRequest
+	(*RecoverRequest)(nil),         // 27: vmkeep.plugin.v1.RecoverRequest
+	(*DoctorRequest)(nil),          // 28: vmkeep.plugin.v1.DoctorRequest
+	(*CancelRequest)(nil),          // 29: vmkeep.plugin.v1.CancelRequest
+	(*DrainRequest)(nil),           // 30: vmkeep.plugin.v1.DrainRequest
+	(*InfoResponse)(nil),           // 31: vmkeep.plugin.v1.InfoResponse
+	(*SchemaResponse)(nil),         // 32: vmkeep.plugin.v1.SchemaResponse
+	(*ValidateResponse)(nil),       // 33: vmkeep.plugin.v1.ValidateResponse
+	(*ConfigureResponse)(nil),      // 34: vmkeep.plugin.v1.ConfigureResponse
+	(*InitRepositoryResponse)(nil), // 35: vmkeep.plugin.v1.InitRepositoryResponse
+	(*MachinesResponse)(nil),       // 36: vmkeep.plugin.v1.MachinesResponse
+	(*BackupResponse)(nil),         // 37: vmkeep.plugin.v1.BackupResponse
+	(*PointsResponse)(nil),         // 38: vmkeep.plugin.v1.PointsResponse
+	(*PlanRestoreResponse)(nil),    // 39: vmkeep.plugin.v1.PlanRestoreResponse
+	(*RestoreResponse)(nil),        // 40: vmkeep.plugin.v1.RestoreResponse
+	(*ReadDiskResponse)(nil),       // 41: vmkeep.plugin.v1.ReadDiskResponse
+	(*CheckResponse)(nil),          // 42: vmkeep.plugin.v1.CheckResponse
+	(*VerifyResponse)(nil),         // 43: vmkeep.plugin.v1.VerifyResponse
+	(*ForgetResponse)(nil),         // 44: vmkeep.plugin.v1.ForgetResponse
+	(*PruneResponse)(nil),          // 45: vmkeep.plugin.v1.PruneResponse
+	(*StatsResponse)(nil),          // 46: vmkeep.plugin.v1.StatsResponse
+	(*UnlockResponse)(nil),         // 47: vmkeep.plugin.v1.UnlockResponse
+	(*KeysResponse)(nil),           // 48: vmkeep.plugin.v1.KeysResponse
+	(*AddKeyResponse)(nil),         // 49: vmkeep.plugin.v1.AddKeyResponse
+	(*RemoveKeyResponse)(nil),      // 50: vmkeep.plugin.v1.RemoveKeyResponse
+	(*ChangePasswordResponse)(nil), // 51: vmkeep.plugin.v1.ChangePasswordResponse
+	(*RepairIndexResponse)(nil),    // 52: vmkeep.plugin.v1.RepairIndexResponse
+	(*RepairPointsResponse)(nil),   // 53: vmkeep.plugin.v1.RepairPointsResponse
+	(*ListFilesResponse)(nil),      // 54: vmkeep.plugin.v1.ListFilesResponse
+	(*StatFileResponse)(nil),       // 55: vmkeep.plugin.v1.StatFileResponse
+	(*ReadFileResponse)(nil),       // 56: vmkeep.plugin.v1.ReadFileResponse
+	(*TarFilesResponse)(nil),       // 57: vmkeep.plugin.v1.TarFilesResponse
+	(*RecoverResponse)(nil),        // 58: vmkeep.plugin.v1.RecoverResponse
+	(*DoctorResponse)(nil),         // 59: vmkeep.plugin.v1.DoctorResponse
+	(*CancelResponse)(nil),         // 60: vmkeep.plugin.v1.CancelResponse
+	(*DrainResponse)(nil),          // 61: vmkeep.plugin.v1.DrainResponse
 }
 var file_vmkeep_plugin_v1_service_proto_depIdxs = []int32{
 	0,  // 0: vmkeep.plugin.v1.KeepService.Info:input_type -> vmkeep.plugin.v1.InfoRequest
@@ -159,44 +162,46 @@ var file_vmkeep_plugin_v1_service_proto_depIdxs = []int32{
 	21, // 21: vmkeep.plugin.v1.KeepService.RepairIndex:input_type -> vmkeep.plugin.v1.RepairIndexRequest
 	22, // 22: vmkeep.plugin.v1.KeepService.RepairPoints:input_type -> vmkeep.plugin.v1.RepairPointsRequest
 	23, // 23: vmkeep.plugin.v1.KeepService.ListFiles:input_type -> vmkeep.plugin.v1.ListFilesRequest
-	24, // 24: vmkeep.plugin.v1.KeepService.ReadFile:input_type -> vmkeep.plugin.v1.ReadFileRequest
-	25, // 25: vmkeep.plugin.v1.KeepService.TarFiles:input_type -> vmkeep.plugin.v1.TarFilesRequest
-	26, // 26: vmkeep.plugin.v1.KeepService.Recover:input_type -> vmkeep.plugin.v1.RecoverRequest
-	27, // 27: vmkeep.plugin.v1.KeepService.Doctor:input_type -> vmkeep.plugin.v1.DoctorRequest
-	28, // 28: vmkeep.plugin.v1.KeepService.Cancel:input_type -> vmkeep.plugin.v1.CancelRequest
-	29, // 29: vmkeep.plugin.v1.KeepService.Drain:input_type -> vmkeep.plugin.v1.DrainRequest
-	30, // 30: vmkeep.plugin.v1.KeepService.Info:output_type -> vmkeep.plugin.v1.InfoResponse
-	31, // 31: vmkeep.plugin.v1.KeepService.Schema:output_type -> vmkeep.plugin.v1.SchemaResponse
-	32, // 32: vmkeep.plugin.v1.KeepService.Validate:output_type -> vmkeep.plugin.v1.ValidateResponse
-	33, // 33: vmkeep.plugin.v1.KeepService.Configure:output_type -> vmkeep.plugin.v1.ConfigureResponse
-	34, // 34: vmkeep.plugin.v1.KeepService.InitRepository:output_type -> vmkeep.plugin.v1.InitRepositoryResponse
-	35, // 35: vmkeep.plugin.v1.KeepService.Machines:output_type -> vmkeep.plugin.v1.MachinesResponse
-	36, // 36: vmkeep.plugin.v1.KeepService.Backup:output_type -> vmkeep.plugin.v1.BackupResponse
-	37, // 37: vmkeep.plugin.v1.KeepService.Points:output_type -> vmkeep.plugin.v1.PointsResponse
-	38, // 38: vmkeep.plugin.v1.KeepService.PlanRestore:output_type -> vmkeep.plugin.v1.PlanRestoreResponse
-	39, // 39: vmkeep.plugin.v1.KeepService.Restore:output_type -> vmkeep.plugin.v1.RestoreResponse
-	40, // 40: vmkeep.plugin.v1.KeepService.ReadDisk:output_type -> vmkeep.plugin.v1.ReadDiskResponse
-	41, // 41: vmkeep.plugin.v1.KeepService.Check:output_type -> vmkeep.plugin.v1.CheckResponse
-	42, // 42: vmkeep.plugin.v1.KeepService.Verify:output_type -> vmkeep.plugin.v1.VerifyResponse
-	43, // 43: vmkeep.plugin.v1.KeepService.Forget:output_type -> vmkeep.plugin.v1.ForgetResponse
-	44, // 44: vmkeep.plugin.v1.KeepService.Prune:output_type -> vmkeep.plugin.v1.PruneResponse
-	45, // 45: vmkeep.plugin.v1.KeepService.Stats:output_type -> vmkeep.plugin.v1.StatsResponse
-	46, // 46: vmkeep.plugin.v1.KeepService.Unlock:output_type -> vmkeep.plugin.v1.UnlockResponse
-	47, // 47: vmkeep.plugin.v1.KeepService.Keys:output_type -> vmkeep.plugin.v1.KeysResponse
-	48, // 48: vmkeep.plugin.v1.KeepService.AddKey:output_type -> vmkeep.plugin.v1.AddKeyResponse
-	49, // 49: vmkeep.plugin.v1.KeepService.RemoveKey:output_type -> vmkeep.plugin.v1.RemoveKeyResponse
-	50, // 50: vmkeep.plugin.v1.KeepService.ChangePassword:output_type -> vmkeep.plugin.v1.ChangePasswordResponse
-	51, // 51: vmkeep.plugin.v1.KeepService.RepairIndex:output_type -> vmkeep.plugin.v1.RepairIndexResponse
-	52, // 52: vmkeep.plugin.v1.KeepService.RepairPoints:output_type -> vmkeep.plugin.v1.RepairPointsResponse
-	53, // 53: vmkeep.plugin.v1.KeepService.ListFiles:output_type -> vmkeep.plugin.v1.ListFilesResponse
-	54, // 54: vmkeep.plugin.v1.KeepService.ReadFile:output_type -> vmkeep.plugin.v1.ReadFileResponse
-	55, // 55: vmkeep.plugin.v1.KeepService.TarFiles:output_type -> vmkeep.plugin.v1.TarFilesResponse
-	56, // 56: vmkeep.plugin.v1.KeepService.Recover:output_type -> vmkeep.plugin.v1.RecoverResponse
-	57, // 57: vmkeep.plugin.v1.KeepService.Doctor:output_type -> vmkeep.plugin.v1.DoctorResponse
-	58, // 58: vmkeep.plugin.v1.KeepService.Cancel:output_type -> vmkeep.plugin.v1.CancelResponse
-	59, // 59: vmkeep.plugin.v1.KeepService.Drain:output_type -> vmkeep.plugin.v1.DrainResponse
-	30, // [30:60] is the sub-list for method output_type
-	0,  // [0:30] is the sub-list for method input_type
+	24, // 24: vmkeep.plugin.v1.KeepService.StatFile:input_type -> vmkeep.plugin.v1.StatFileRequest
+	25, // 25: vmkeep.plugin.v1.KeepService.ReadFile:input_type -> vmkeep.plugin.v1.ReadFileRequest
+	26, // 26: vmkeep.plugin.v1.KeepService.TarFiles:input_type -> vmkeep.plugin.v1.TarFilesRequest
+	27, // 27: vmkeep.plugin.v1.KeepService.Recover:input_type -> vmkeep.plugin.v1.RecoverRequest
+	28, // 28: vmkeep.plugin.v1.KeepService.Doctor:input_type -> vmkeep.plugin.v1.DoctorRequest
+	29, // 29: vmkeep.plugin.v1.KeepService.Cancel:input_type -> vmkeep.plugin.v1.CancelRequest
+	30, // 30: vmkeep.plugin.v1.KeepService.Drain:input_type -> vmkeep.plugin.v1.DrainRequest
+	31, // 31: vmkeep.plugin.v1.KeepService.Info:output_type -> vmkeep.plugin.v1.InfoResponse
+	32, // 32: vmkeep.plugin.v1.KeepService.Schema:output_type -> vmkeep.plugin.v1.SchemaResponse
+	33, // 33: vmkeep.plugin.v1.KeepService.Validate:output_type -> vmkeep.plugin.v1.ValidateResponse
+	34, // 34: vmkeep.plugin.v1.KeepService.Configure:output_type -> vmkeep.plugin.v1.ConfigureResponse
+	35, // 35: vmkeep.plugin.v1.KeepService.InitRepository:output_type -> vmkeep.plugin.v1.InitRepositoryResponse
+	36, // 36: vmkeep.plugin.v1.KeepService.Machines:output_type -> vmkeep.plugin.v1.MachinesResponse
+	37, // 37: vmkeep.plugin.v1.KeepService.Backup:output_type -> vmkeep.plugin.v1.BackupResponse
+	38, // 38: vmkeep.plugin.v1.KeepService.Points:output_type -> vmkeep.plugin.v1.PointsResponse
+	39, // 39: vmkeep.plugin.v1.KeepService.PlanRestore:output_type -> vmkeep.plugin.v1.PlanRestoreResponse
+	40, // 40: vmkeep.plugin.v1.KeepService.Restore:output_type -> vmkeep.plugin.v1.RestoreResponse
+	41, // 41: vmkeep.plugin.v1.KeepService.ReadDisk:output_type -> vmkeep.plugin.v1.ReadDiskResponse
+	42, // 42: vmkeep.plugin.v1.KeepService.Check:output_type -> vmkeep.plugin.v1.CheckResponse
+	43, // 43: vmkeep.plugin.v1.KeepService.Verify:output_type -> vmkeep.plugin.v1.VerifyResponse
+	44, // 44: vmkeep.plugin.v1.KeepService.Forget:output_type -> vmkeep.plugin.v1.ForgetResponse
+	45, // 45: vmkeep.plugin.v1.KeepService.Prune:output_type -> vmkeep.plugin.v1.PruneResponse
+	46, // 46: vmkeep.plugin.v1.KeepService.Stats:output_type -> vmkeep.plugin.v1.StatsResponse
+	47, // 47: vmkeep.plugin.v1.KeepService.Unlock:output_type -> vmkeep.plugin.v1.UnlockResponse
+	48, // 48: vmkeep.plugin.v1.KeepService.Keys:output_type -> vmkeep.plugin.v1.KeysResponse
+	49, // 49: vmkeep.plugin.v1.KeepService.AddKey:output_type -> vmkeep.plugin.v1.AddKeyResponse
+	50, // 50: vmkeep.plugin.v1.KeepService.RemoveKey:output_type -> vmkeep.plugin.v1.RemoveKeyResponse
+	51, // 51: vmkeep.plugin.v1.KeepService.ChangePassword:output_type -> vmkeep.plugin.v1.ChangePasswordResponse
+	52, // 52: vmkeep.plugin.v1.KeepService.RepairIndex:output_type -> vmkeep.plugin.v1.RepairIndexResponse
+	53, // 53: vmkeep.plugin.v1.KeepService.RepairPoints:output_type -> vmkeep.plugin.v1.RepairPointsResponse
+	54, // 54: vmkeep.plugin.v1.KeepService.ListFiles:output_type -> vmkeep.plugin.v1.ListFilesResponse
+	55, // 55: vmkeep.plugin.v1.KeepService.StatFile:output_type -> vmkeep.plugin.v1.StatFileResponse
+	56, // 56: vmkeep.plugin.v1.KeepService.ReadFile:output_type -> vmkeep.plugin.v1.ReadFileResponse
+	57, // 57: vmkeep.plugin.v1.KeepService.TarFiles:output_type -> vmkeep.plugin.v1.TarFilesResponse
+	58, // 58: vmkeep.plugin.v1.KeepService.Recover:output_type -> vmkeep.plugin.v1.RecoverResponse
+	59, // 59: vmkeep.plugin.v1.KeepService.Doctor:output_type -> vmkeep.plugin.v1.DoctorResponse
+	60, // 60: vmkeep.plugin.v1.KeepService.Cancel:output_type -> vmkeep.plugin.v1.CancelResponse
+	61, // 61: vmkeep.plugin.v1.KeepService.Drain:output_type -> vmkeep.plugin.v1.DrainResponse
+	31, // [31:62] is the sub-list for method output_type
+	0,  // [0:31] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name
 	0,  // [0:0] is the sub-list for extension extendee
 	0,  // [0:0] is the sub-list for field type_name

@@ -58,6 +58,7 @@ const (
 	KeepService_RepairIndex_FullMethodName    = "/vmkeep.plugin.v1.KeepService/RepairIndex"
 	KeepService_RepairPoints_FullMethodName   = "/vmkeep.plugin.v1.KeepService/RepairPoints"
 	KeepService_ListFiles_FullMethodName      = "/vmkeep.plugin.v1.KeepService/ListFiles"
+	KeepService_StatFile_FullMethodName       = "/vmkeep.plugin.v1.KeepService/StatFile"
 	KeepService_ReadFile_FullMethodName       = "/vmkeep.plugin.v1.KeepService/ReadFile"
 	KeepService_TarFiles_FullMethodName       = "/vmkeep.plugin.v1.KeepService/TarFiles"
 	KeepService_Recover_FullMethodName        = "/vmkeep.plugin.v1.KeepService/Recover"
@@ -115,6 +116,8 @@ type KeepServiceClient interface {
 	RepairPoints(ctx context.Context, in *RepairPointsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[RepairPointsResponse], error)
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(ctx context.Context, in *ListFilesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ListFilesResponse], error)
+	// StatFile describes one file or directory, by itself.
+	StatFile(ctx context.Context, in *StatFileRequest, opts ...grpc.CallOption) (*StatFileResponse, error)
 	// ReadFile streams a guest file; holes are frames without data.
 	ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadFileResponse], error)
 	// TarFiles streams a tar archive of guest files and directories with their metadata.
@@ -477,6 +480,16 @@ func (c *keepServiceClient) ListFiles(ctx context.Context, in *ListFilesRequest,
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KeepService_ListFilesClient = grpc.ServerStreamingClient[ListFilesResponse]
 
+func (c *keepServiceClient) StatFile(ctx context.Context, in *StatFileRequest, opts ...grpc.CallOption) (*StatFileResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(StatFileResponse)
+	err := c.cc.Invoke(ctx, KeepService_StatFile_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *keepServiceClient) ReadFile(ctx context.Context, in *ReadFileRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ReadFileResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &KeepService_ServiceDesc.Streams[11], KeepService_ReadFile_FullMethodName, cOpts...)
@@ -613,6 +626,8 @@ type KeepServiceServer interface {
 	RepairPoints(*RepairPointsRequest, grpc.ServerStreamingServer[RepairPointsResponse]) error
 	// ListFiles lists a directory of a guest file system inside a point.
 	ListFiles(*ListFilesRequest, grpc.ServerStreamingServer[ListFilesResponse]) error
+	// StatFile describes one file or directory, by itself.
+	StatFile(context.Context, *StatFileRequest) (*StatFileResponse, error)
 	// ReadFile streams a guest file; holes are frames without data.
 	ReadFile(*ReadFileRequest, grpc.ServerStreamingServer[ReadFileResponse]) error
 	// TarFiles streams a tar archive of guest files and directories with their metadata.
@@ -707,6 +722,9 @@ func (UnimplementedKeepServiceServer) RepairPoints(*RepairPointsRequest, grpc.Se
 }
 func (UnimplementedKeepServiceServer) ListFiles(*ListFilesRequest, grpc.ServerStreamingServer[ListFilesResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method ListFiles not implemented")
+}
+func (UnimplementedKeepServiceServer) StatFile(context.Context, *StatFileRequest) (*StatFileResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method StatFile not implemented")
 }
 func (UnimplementedKeepServiceServer) ReadFile(*ReadFileRequest, grpc.ServerStreamingServer[ReadFileResponse]) error {
 	return status.Errorf(codes.Unimplemented, "method ReadFile not implemented")
@@ -1102,6 +1120,24 @@ func _KeepService_ListFiles_Handler(srv interface{}, stream grpc.ServerStream) e
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type KeepService_ListFilesServer = grpc.ServerStreamingServer[ListFilesResponse]
 
+func _KeepService_StatFile_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(StatFileRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(KeepServiceServer).StatFile(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: KeepService_StatFile_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(KeepServiceServer).StatFile(ctx, req.(*StatFileRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _KeepService_ReadFile_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(ReadFileRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1247,6 +1283,10 @@ var KeepService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ChangePassword",
 			Handler:    _KeepService_ChangePassword_Handler,
+		},
+		{
+			MethodName: "StatFile",
+			Handler:    _KeepService_StatFile_Handler,
 		},
 		{
 			MethodName: "Doctor",

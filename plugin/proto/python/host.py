@@ -8,7 +8,7 @@ variables RESTIC_REPOSITORY, RESTIC_PASSWORD, GOVC_URL, GOVC_USERNAME, GOVC_PASS
     host.py --plugin bin/vmkeep-plugin init | machines | points
     host.py --plugin bin/vmkeep-plugin backup NAME...
     host.py --plugin bin/vmkeep-plugin cat POINT DISK > disk.raw
-    host.py --plugin bin/vmkeep-plugin ls POINT [PATH] | get POINT PATH > file | tar POINT PATH > files.tar
+    host.py --plugin bin/vmkeep-plugin ls POINT [PATH] | stat POINT PATH | get POINT PATH > file | tar POINT PATH > files.tar
 """
 import argparse
 import json
@@ -164,6 +164,9 @@ def run(plugin, command, args):
         for message in plugin.ListFiles(files={"point": args[0], "path": args[1].encode() if len(args) > 1 else b""}):
             for file in message.files:
                 print(file.type, file.size, file.path.decode(errors="replace"))
+    elif command == "stat":
+        file = plugin.StatFile(files={"point": args[0], "path": args[1].encode()}).file
+        print(f"{file.type} {file.size} {file.mode:o} {file.uid}:{file.gid} {file.mod_time.ToJsonString()} {file.path.decode(errors='replace')}")
     elif command == "get":
         write_frames(plugin.ReadFile(files={"point": args[0], "path": args[1].encode()}))
     elif command == "tar":
