@@ -217,25 +217,36 @@ func lostText(lost []extent.Extent) string {
 	return text
 }
 
-// gone sorts a fetch's error: the pieces that the repository lost, where going on without them is allowed, or an error.
-func (c *chunkMap) gone(err error, fetched []piece) ([]piece, error) {
-	var missing *repo.MissingError
-	if !errors.As(err, &missing) {
+// wanted is what is wanted of a piece.
+func (c *chunkMap) wanted(p piece) extent.Set {
+	if c.only == nil {
+		return extent.Set{p.extent()}
+	}
+	return c.only.Clip(p.extent())
+}
+
+// missing sorts a fetch's error: the pieces that the repository lost, or another error.
+func missing(err error, fetched []piece) ([]piece, error) {
+	var some *repo.MissingError
+	if !errors.As(err, &some) {
 		return nil, err
 	}
 	lost := map[restic.ID]bool{}
-	for _, b := range missing.Blobs {
+	for _, b := range some.Blobs {
 		lost[b.ID] = true
 	}
-	var out []piece
-	for _, p := range fetched {
-		if lost[p.id] {
-			c.lose(extent.Extent{Off: p.off, Len: p.len})
-			out = append(out, p)
+	return slices.DeleteFunc(slices.Clone(fetched), func(p piece) bool { return !lost[p.id] }), nil
+}
+
+// giveUp notes pieces as lost. It fails where going on without them is not allowed.
+func (c *chunkMap) giveUp(lost []piece, cause error) error {
+	for _, p := range lost {
+		for _, e := range c.wanted(p) {
+			c.lose(e)
 		}
 	}
-	if !c.allowMissing {
-		return nil, c.lossError(err)
+	if len(lost) == 0 || c.allowMissing {
+		return nil
 	}
-	return out, nil
+	return c.lossError(cause)
 }

@@ -21,7 +21,7 @@ const compareRun = 4 << 20
 // differing reads a disk and returns the extents of the chunks that are not what the point says, but for those that
 // skip knows. It is what reading back after a restore, a rollback without change tracking and the audit have in common.
 // Neighbours are read together, several runs at once, whichever part they lie in.
-func (c *chunkMap) differing(ctx context.Context, from io.ReaderAt, skip func(extent.Extent) bool) (extent.Set, error) {
+func (c *chunkMap) differing(ctx context.Context, from io.ReaderAt, skip func(piece) bool) (extent.Set, error) {
 	var mu sync.Mutex
 	var found []extent.Extent
 	runs := make(chan []piece)
@@ -69,12 +69,12 @@ func (c *chunkMap) differing(ctx context.Context, from io.ReaderAt, skip func(ex
 
 // runs groups neighbouring pieces that are to be compared. Long zeros are cut, so that a difference in them is told as
 // closely as one in a chunk.
-func (c *chunkMap) runs(pieces []piece, skip func(extent.Extent) bool) func(yield func([]piece) bool) {
+func (c *chunkMap) runs(pieces []piece, skip func(piece) bool) func(yield func([]piece) bool) {
 	return func(yield func([]piece) bool) {
 		var run []piece
 		length := int64(0)
 		add := func(p piece) bool {
-			if skip(p.extent()) {
+			if skip(p) {
 				c.meter.skip(p.len)
 				return true
 			}

@@ -93,7 +93,7 @@ func TestComparingFindsWhatDiffersInFewReads(t *testing.T) {
 	if !slices.ContainsFunc(pieces, func(p piece) bool { return p.zero() && p.len > zeroPiece }) {
 		t.Fatal("no two zero chunks became one piece")
 	}
-	nothing := func(extent.Extent) bool { return false }
+	nothing := func(piece) bool { return false }
 
 	disk := &countedReads{ReaderAt: bytes.NewReader(data)}
 	if found, err := c.differing(t.Context(), disk, nothing); err != nil || len(found) > 0 {
@@ -122,7 +122,7 @@ func TestComparingFindsWhatDiffersInFewReads(t *testing.T) {
 	skipped := pieces[len(pieces)/2].extent()
 	data[skipped.Off] ^= 1
 	disk.reads = nil
-	if found, err := c.differing(t.Context(), disk, extent.Of(skipped).Overlaps); err != nil || len(found) > 0 {
+	if found, err := c.differing(t.Context(), disk, func(p piece) bool { return extent.Of(skipped).Overlaps(p.extent()) }); err != nil || len(found) > 0 {
 		t.Errorf("skipping %v: %v, %v", skipped, found, err)
 	}
 	for _, e := range disk.reads {

@@ -113,7 +113,7 @@ func (c *chunkMap) load(ctx context.Context, pieces []piece) ([][]byte, error) {
 			ids, at = append(ids, p.id), append(at, i)
 		}
 	}
-	err := c.repo.Fetch(ctx, ids, func(i int, data []byte) error {
+	fetched := c.repo.Fetch(ctx, ids, func(i int, data []byte) error {
 		if int64(len(data)) != pieces[at[i]].len {
 			return fmt.Errorf("chunk %s has another length than the index says: %w", ids[i].Short(), repo.ErrDamaged)
 		}
@@ -121,7 +121,10 @@ func (c *chunkMap) load(ctx context.Context, pieces []piece) ([][]byte, error) {
 		out[at[i]] = append([]byte(nil), data...)
 		return nil
 	})
-	_, err = c.gone(err, pieces) // what is gone stays nil: zeros
+	lost, err := missing(fetched, pieces) // they stay nil: zeros
+	if err == nil {
+		err = c.giveUp(lost, fetched)
+	}
 	return out, err
 }
 

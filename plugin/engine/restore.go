@@ -93,6 +93,7 @@ type output struct {
 	fresh  bool         // the target reads as zeros
 	only   extent.Set   // what to write; nil: everything
 	flush  func() error // makes the target durable; nil: closing it does
+	patch  bool         // only was found by comparing: of it, sectors that differ are written, the rest is known to be right
 	reason string       // how only was found
 }
 
@@ -100,7 +101,7 @@ type output struct {
 // caller's.
 func (j *restoreJob) write(ctx context.Context, o output) error {
 	return j.restoreDisk(ctx, o.disk, o.reason, func(ctx context.Context, w *diskWriter) (io.ReaderAt, error) {
-		w.target, w.fresh, w.only = o.target, o.fresh, o.only
+		w.target, w.fresh, w.only, w.patch = o.target, o.fresh, o.only, o.patch
 		err := w.run(ctx)
 		if err == nil && o.flush != nil {
 			err = o.flush()
@@ -149,7 +150,11 @@ func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter
 	s.phase(plugin.PhaseVerify)
 	m, end := s.meter(plugin.PhaseVerify, d.Capacity)
 	lost := extent.Of(w.lost...) // has nothing to be compared with
-	different, err := w.whole(m).differing(ctx, from, lost.Overlaps)
+	c := w.whole(m)
+	if w.patch {
+		c.only = w.only // the rest was compared before
+	}
+	different, err := c.differing(ctx, from, func(p piece) bool { return lost.Overlaps(p.extent()) })
 	end()
 	j.report.Stats.Read += m.read.Load()
 	if err == nil && len(different) > 0 {

@@ -31,6 +31,7 @@ func (j *restoreJob) directory(ctx context.Context) error {
 		return invalid("directory", "no directory to restore to", "name one; `vmkeep cat` writes a disk to standard output")
 	}
 	home := filepath.Join(j.req.Directory, safeName(j.point.manifest.Machine.Name))
+	made := directories{}
 	var restore func(context.Context, manifestDisk, string) error
 	switch j.req.Format {
 	case plugin.FormatRaw, plugin.FormatSplit, plugin.FormatFlat, "":
@@ -38,14 +39,17 @@ func (j *restoreJob) directory(ctx context.Context) error {
 	case plugin.FormatStreamOptimized:
 		restore = j.diskToStream
 	case plugin.FormatOVA:
-		if err := os.MkdirAll(j.req.Directory, 0o755); err != nil {
+		if err := made.add(j.req.Directory); err != nil {
 			return err
 		}
-		return j.toOVA(ctx, home+".ova")
+		if err := j.toOVA(ctx, home+".ova"); err != nil {
+			return err
+		}
+		return made.sync()
 	default:
 		return invalid("format", fmt.Sprintf("unknown format %q", j.req.Format), "use raw, vmdk, flat, stream or ova")
 	}
-	if err := os.MkdirAll(home, 0o755); err != nil {
+	if err := made.add(home); err != nil {
 		return err
 	}
 	for i := range j.point.dir.Nodes {
@@ -66,7 +70,7 @@ func (j *restoreJob) directory(ctx context.Context) error {
 			return err
 		}
 	}
-	return syncDirectory(home)
+	return made.sync()
 }
 
 // smallFile writes a file. One that is there with the same content is fine.
@@ -126,6 +130,32 @@ func (j *restoreJob) incomplete(base string, fn func(again bool) error) error {
 	return os.Remove(mark)
 }
 
+// directories are those whose entries have to be made durable.
+type directories map[string]bool
+
+// add makes a directory, with those above it that are missing, and notes all that get an entry by it. The one above the
+// first that is there counts too: an earlier run may have made that one and not lived to make it durable.
+func (d directories) add(name string) error {
+	for at := filepath.Clean(name); ; at = filepath.Dir(at) {
+		d[at] = true
+		if exists(at) {
+			d[filepath.Dir(at)] = true
+			break
+		}
+	}
+	return os.MkdirAll(name, 0o755)
+}
+
+// sync makes the entries durable. A directory that the account may not read is its owner's.
+func (d directories) sync() error {
+	for name := range d {
+		if err := syncDirectory(name); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
 // syncDirectory makes the entries of a directory durable, where the system has a way to.
 func syncDirectory(name string) error {
 	d, err := os.Open(name)
@@ -143,7 +173,7 @@ func syncDirectory(name string) error {
 func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home string) error {
 	base := filepath.Join(home, d.Name)
 	return j.incomplete(base, func(again bool) (err error) {
-		files := &fileDisk{size: d.Capacity, unit: max(d.Capacity, 1)}
+		files := &fileDisk{size: d.Capacity, unit: max(d.Capacity, 1), made: directories{}}
 		defer func() { err = errors.Join(err, files.Close()) }()
 		var text []byte
 		names := []string{base + ".raw"}
@@ -155,7 +185,7 @@ func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home strin
 			files.unit, names = PartSize, nil
 			for n := range partCount(d.Capacity) {
 				dir := filepath.Join(base, partName(n))
-				if err := os.MkdirAll(dir, 0o755); err != nil {
+				if err := files.made.add(dir); err != nil {
 					return err
 				}
 				names = append(names, filepath.Join(dir, partFile))
@@ -188,7 +218,7 @@ func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home strin
 		}
 		out := output{disk: d, target: files, fresh: holes, flush: files.sync}
 		if again {
-			out.fresh, out.reason = false, "continued"
+			out.fresh, out.patch, out.reason = false, true, "continued"
 			if out.only, err = j.compare(ctx, d, files); err != nil {
 				return err
 			}
@@ -282,7 +312,8 @@ type fileDisk struct {
 	unit  int64
 	names []string
 	files []*os.File // of the first names
-	home  *os.File   // a directory of the file system that holds those that are not open, where there are any
+	made  directories
+	home  *os.File // a directory of the file system that holds those that are not open, where there are any
 }
 
 // add takes over an open file, which becomes size bytes long.
@@ -350,6 +381,7 @@ func (f *fileDisk) WriteAt(p []byte, off int64) (int, error) {
 	})
 }
 
+// sync makes the files and the directories that were made for them durable.
 func (f *fileDisk) sync() error {
 	if f.home != nil {
 		err := syncFileSystem(f.home)
@@ -362,7 +394,7 @@ func (f *fileDisk) sync() error {
 			return err
 		}
 	}
-	return nil
+	return f.made.sync()
 }
 
 func (f *fileDisk) Close() error {

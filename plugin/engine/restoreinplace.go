@@ -199,7 +199,7 @@ func (j *restoreJob) overwrite(ctx context.Context, t *machineTarget, p diskPair
 		if known.usable {
 			out.only = known.changed.Clip(extent.Extent{Len: p.saved.Capacity}).Align(vddk.SectorSize, p.saved.Capacity)
 		} else {
-			out.reason = "compared by content: " + known.reason
+			out.reason, out.patch = "compared by content: "+known.reason, true
 			if out.only, err = j.compare(ctx, p.saved, disk); err != nil {
 				return err
 			}
@@ -220,7 +220,8 @@ func flusher(ctx context.Context, disk vddk.Disk) func() error {
 	return func() error { return f.Flush(ctx) }
 }
 
-// compare reads a disk and returns the sectors of the chunks that are not what the point says.
+// compare reads a disk and returns the sectors of the chunks that are not what the point says. Zeros are not looked for
+// where the disk itself says that nothing is.
 func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.ReaderAt) (extent.Set, error) {
 	parts, err := j.point.partTrees(ctx, d.Name)
 	if err != nil {
@@ -231,7 +232,13 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 	m, end := s.meter(plugin.PhaseCompare, d.Capacity)
 	defer end()
 	c := &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
-	found, err := c.differing(ctx, disk, func(extent.Extent) bool { return false })
+	allocated := extent.Of(extent.Extent{Len: d.Capacity})
+	if a, ok := disk.(vddk.Allocator); ok {
+		if set, err := a.Allocated(ctx, allocated[0]); err == nil {
+			allocated = set
+		}
+	}
+	found, err := c.differing(ctx, disk, func(p piece) bool { return p.zero() && !allocated.Overlaps(p.extent()) })
 	j.report.Stats.Read += m.read.Load()
 	return found.Align(vddk.SectorSize, d.Capacity), err
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -15,6 +16,7 @@ import (
 type stitcher struct {
 	target  diskTarget
 	fresh   bool
+	patch   bool // only sectors that differ from what is there are written
 	written *atomic.Int64
 
 	mu      sync.Mutex
@@ -117,7 +119,38 @@ func (s *stitcher) edge(off int64, data []byte, n int) error {
 	return s.put(number*vddk.SectorSize, x.data[:])
 }
 
+// put writes whole sectors.
 func (s *stitcher) put(off int64, data []byte) error {
+	if !s.patch || len(data) == 0 {
+		return s.send(off, data)
+	}
+	there := make([]byte, len(data))
+	if _, err := s.target.ReadAt(there, off); err != nil && err != io.EOF {
+		return fmt.Errorf("read the disk at %d: %w", off, err)
+	}
+	begin, end := 0, 0 // the differing run that is still open
+	for at := 0; at < len(data); at += vddk.SectorSize {
+		if bytes.Equal(data[at:at+vddk.SectorSize], there[at:at+vddk.SectorSize]) {
+			continue
+		}
+		if at > end+patchGap {
+			if err := s.send(off+int64(begin), data[begin:end]); err != nil {
+				return err
+			}
+			begin = at
+		}
+		if begin == end {
+			begin = at
+		}
+		end = at + vddk.SectorSize
+	}
+	return s.send(off+int64(begin), data[begin:end])
+}
+
+// patchGap is how many bytes between two differing runs are written with them: another request would cost more.
+const patchGap = 4 << 10
+
+func (s *stitcher) send(off int64, data []byte) error {
 	if len(data) == 0 {
 		return nil
 	}

@@ -167,7 +167,7 @@ func (a *auditRun) disk(ctx context.Context, s scope, d auditedDisk) (different 
 	m, end := s.meter(plugin.PhaseAudit, d.record.Capacity)
 	defer end()
 	c := &chunkMap{repo: a.repo, size: d.record.Capacity, parts: parts, only: clean, meter: m}
-	different, err = c.differing(ctx, disk, func(e extent.Extent) bool { return !clean.Covers(e) || !a.chosen(d.record.UUID, e) })
+	different, err = c.differing(ctx, disk, func(p piece) bool { return !clean.Covers(p.extent()) || !a.chosen(d.record.UUID, p.extent()) })
 	d.compared.Add(m.read.Load())
 	return different, err
 }

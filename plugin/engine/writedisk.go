@@ -20,6 +20,8 @@ type diskWriter struct {
 	target diskTarget
 	// fresh says that the target reads as zeros where nothing was written: zeros are left out.
 	fresh bool
+	// patch says that the target is nearly what it shall be: only sectors that differ are written.
+	patch bool
 
 	written atomic.Int64
 }
@@ -32,7 +34,7 @@ type diskTarget interface {
 
 // run writes everything.
 func (w *diskWriter) run(ctx context.Context) error {
-	stitch := &stitcher{target: w.target, fresh: w.fresh, pending: map[int64]*sector{}, written: &w.written}
+	stitch := &stitcher{target: w.target, fresh: w.fresh, patch: w.patch, pending: map[int64]*sector{}, written: &w.written}
 	for first := 0; first < len(w.parts); first += batchParts {
 		batch, err := w.pieces(ctx, first, min(first+batchParts, len(w.parts)))
 		if err != nil {
@@ -66,23 +68,47 @@ func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher)
 		return context.Cause(ctx)
 	}
 	w.meter.ahead.Add(ahead)
-	err := w.repo.Fetch(ctx, ids, func(i int, data []byte) error {
+	fetched := w.repo.Fetch(ctx, ids, func(i int, data []byte) error {
 		if int64(len(data)) != fetch[i].len {
 			return fmt.Errorf("chunk %s has %d bytes, the index says %d: %w", fetch[i].id.Short(), len(data), fetch[i].len, repo.ErrDamaged)
 		}
 		w.fetched.Add(int64(len(data)))
 		return w.put(fetch[i], data, stitch)
 	})
-	gone, err := w.gone(err, fetch)
+	lost, err := missing(fetched, fetch)
+	if err == nil && !w.fresh {
+		lost, err = w.absent(lost)
+	}
+	if err == nil {
+		err = w.giveUp(lost, fetched)
+	}
 	if err != nil {
 		return err
 	}
-	for _, p := range gone {
+	for _, p := range lost {
 		if err := w.put(p, nil, stitch); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// absent is what of the pieces that the repository lost the target does not hold either.
+func (w *diskWriter) absent(lost []piece) (out []piece, err error) {
+	var buf []byte
+	for _, p := range lost {
+		var different []extent.Extent
+		if buf, different, err = compareOne(w.target, []piece{p}, buf); err != nil {
+			return nil, fmt.Errorf("read the disk at %d: %w", p.off, err)
+		}
+		if len(different) > 0 {
+			out = append(out, p)
+			continue
+		}
+		w.meter.done.Add(p.len)
+		w.meter.ahead.Add(-p.len)
+	}
+	return out, nil
 }
 
 // put writes what is wanted of a piece; data nil: zeros.
@@ -95,11 +121,7 @@ func (w *diskWriter) put(p piece, data []byte, stitch *stitcher) error {
 	default:
 		defer w.meter.done.Add(p.len)
 	}
-	want := extent.Set{{Off: p.off, Len: p.len}}
-	if w.only != nil {
-		want = w.only.Clip(want[0])
-	}
-	for _, e := range want {
+	for _, e := range w.wanted(p) {
 		var err error
 		if data == nil {
 			err = stitch.zeros(e)

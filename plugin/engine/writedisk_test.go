@@ -117,3 +117,45 @@ func TestStitcherNoticesWhatIsMissing(t *testing.T) {
 		t.Error("half a sector counts as complete")
 	}
 }
+
+// Over what is nearly right only the sectors that differ are written, with short gaps between them.
+func TestStitcherWritesWhatDiffers(t *testing.T) {
+	for seed := range uint64(40) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		want := make([]byte, (1+rng.IntN(1000))*512)
+		for i := range want {
+			want[i] = byte(rng.Uint32())
+		}
+		target := &sectorTarget{data: bytes.Clone(want), written: make([]bool, len(want)/512)}
+		different := map[int]bool{}
+		for range rng.IntN(8) {
+			n := rng.IntN(len(want) / 512)
+			target.data[n*512+rng.IntN(512)] ^= 1
+			different[n] = true
+		}
+		var spoilt int
+		for n := range different {
+			if !bytes.Equal(target.data[n*512:n*512+512], want[n*512:n*512+512]) {
+				spoilt++
+			}
+		}
+		var written atomic.Int64
+		s := &stitcher{target: target, patch: true, pending: map[int64]*sector{}, written: &written}
+		for off := 0; off < len(want); {
+			n := min(1+rng.IntN(70<<10), len(want)-off)
+			if err := s.write(int64(off), want[off:off+n]); err != nil {
+				t.Fatal(err)
+			}
+			off += n
+		}
+		if err := s.complete(); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(target.data, want) {
+			t.Fatalf("seed %d: the disk is not what it should be", seed)
+		}
+		if got := written.Load(); got < int64(spoilt*512) || got > int64(spoilt*(512+patchGap)) {
+			t.Errorf("seed %d: %d bytes were written for %d sectors that differ", seed, got, spoilt)
+		}
+	}
+}
