@@ -58,10 +58,12 @@ func (v *VM) EnableCBT(ctx context.Context, op *Operation) (bool, error) {
 	err = v.setTracking(ctx, true)
 	if err == nil {
 		// A snapshot taken in the meantime makes the answers wrong: take it back.
-		if _, err = v.mayTrack(ctx); errors.Is(err, ErrChangeTracking) {
+		if _, err = v.mayTrack(ctx); err != nil {
 			after, cancel := v.c.afterwards(ctx)
 			defer cancel()
-			err = errors.Join(err, v.setTracking(after, false))
+			if e := v.setTracking(after, false); e != nil {
+				return false, errors.Join(err, e) // the journal keeps it
+			}
 		}
 	}
 	return err == nil, errors.Join(err, x.strike())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -356,4 +357,40 @@ func TestDifferences(t *testing.T) {
 		t.Errorf("%v of %s", list[0].Changed, list[0].Disk.Path)
 	}
 	w.clean("web")
+}
+
+// Somebody takes a snapshot while tracking is switched on, and switching it off again fails. The journal keeps that, and
+// the next start switches it off.
+func TestTrackingUnderASnapshotIsTakenBack(t *testing.T) {
+	w := start(t, machines("web"))
+	v, m := w.find("web"), w.lab.Machine("web")
+	op, err := w.j.Begin("", "repo1")
+	must(t, err)
+	switched := false
+	w.lab.Inject(lab.Fault{Method: "ReconfigVM_Task", Times: -1, Do: func(rw http.ResponseWriter, r *http.Request, next http.Handler) {
+		if switched {
+			lab.Fail(&types.NoPermission{PrivilegeId: "VirtualMachine.Config.ChangeTracking"})(rw, r, next)
+			return
+		}
+		switched = true
+		next.ServeHTTP(rw, r)
+		if err := m.Idle(r.Context()); err != nil {
+			t.Error(err)
+		}
+		if _, err := m.Snapshot("theirs"); err != nil {
+			t.Error(err)
+		}
+	}})
+	if _, err := v.EnableCBT(w.ctx, op); !errors.Is(err, ErrChangeTracking) || !errors.Is(err, ErrPermission) {
+		t.Errorf("error %v", err)
+	}
+	w.lab.ClearFaults()
+	if err := op.End(); !errors.Is(err, ErrLeftover) {
+		t.Errorf("the journal forgot it: %v", err)
+	}
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Undone) != 1 || w.state(v).CBT {
+		t.Errorf("%+v, tracking on %v", report, w.state(v).CBT)
+	}
 }

@@ -116,10 +116,17 @@ func quiesceMayBeGuilty(err error) bool {
 	return true
 }
 
-// guard fails when a datastore of the machine has less than least bytes free.
-func (v *VM) guard(ctx context.Context, least int64) error {
-	if least <= 0 {
+// guard fails when a datastore that the snapshot will grow on has less room than least demands of it: the datastores
+// of the disks, where the deltas go, and of the home. Others, of an ISO image for example, do not matter.
+func (v *VM) guard(ctx context.Context, live *State, least func(Datastore) int64) error {
+	if least == nil {
 		return nil
+	}
+	grows := []string{datastoreOf(live.VMX)}
+	for _, d := range live.Disks {
+		if d.Unprotected == "" {
+			grows = append(grows, d.Datastore)
+		}
 	}
 	vm, err := v.read(ctx, "datastore")
 	if err != nil {
@@ -130,8 +137,8 @@ func (v *VM) guard(ctx context.Context, least int64) error {
 		return err
 	}
 	for _, d := range list {
-		if d.Free < least {
-			return &Error{Kind: ErrSpace, Object: d.Name, Summary: fmt.Sprintf("datastore %s of machine %s has %d MiB free, less than the %d MiB demanded", d.Name, v.label(), d.Free>>20, least>>20),
+		if need := least(d); d.Free < need && slices.Contains(grows, d.Name) {
+			return &Error{Kind: ErrSpace, Object: d.Name, Summary: fmt.Sprintf("datastore %s of machine %s has %d MiB free, less than the %d MiB demanded", d.Name, v.label(), d.Free>>20, need>>20),
 				Remedy: "free space on the datastore, or lower the limit: a full datastore stops every machine on it"}
 		}
 	}
@@ -139,16 +146,16 @@ func (v *VM) guard(ctx context.Context, least int64) error {
 }
 
 // watch ends the returned context when a datastore runs short of space while the snapshot lives and its delta grows.
-func (v *VM) watch(ctx context.Context, opts SnapshotOptions) (context.Context, func()) {
+func (v *VM) watch(ctx context.Context, live *State, opts SnapshotOptions) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	if opts.MinFree <= 0 {
+	if opts.MinFree == nil {
 		return ctx, func() { cancel(nil) }
 	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for sleep(ctx, orDuration(opts.Watch, 30*time.Second)) == nil {
-			if err := v.guard(ctx, opts.MinFree); errors.Is(err, ErrSpace) {
+			if err := v.guard(ctx, live, opts.MinFree); errors.Is(err, ErrSpace) {
 				cancel(err)
 			} else if err != nil && ctx.Err() == nil {
 				v.c.log.Warn("free space not known", "machine", v.label(), "error", err)

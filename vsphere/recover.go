@@ -170,14 +170,7 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 		}
 		return nil
 	case EntryCBT:
-		if e.Action != "reset" {
-			return nil // it was to be switched on: on or off, both are as before or as wished
-		}
-		err := vm.setTracking(ctx, true)
-		if isNotFound(err) {
-			return nil
-		}
-		return err
+		return vm.undoTracking(ctx, e)
 	case EntryDisk:
 		return vm.undoDisk(ctx, e)
 	case EntryMethod:
@@ -188,6 +181,28 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 		return c.undoMachine(ctx, e, operation)
 	}
 	return fmt.Errorf("the journal holds an unknown kind of side effect %q: it was written by a newer version", e.Kind)
+}
+
+// undoTracking ends the switching of change tracking. A reset switched it off on the way: it goes on again. Where it was
+// to be switched on, on and off are both right, except on a machine that has snapshots: tracking that was switched on
+// under one answers wrongly, and whether it was nobody knows any more.
+func (v *VM) undoTracking(ctx context.Context, e entry) error {
+	err := v.c.quiet(ctx, v.ref(), "reconfig")
+	if err == nil {
+		on := false
+		switch on, err = v.mayTrack(ctx); {
+		case e.Action == "reset" && (err == nil || errors.Is(err, ErrChangeTracking)):
+			err = v.setTracking(ctx, true)
+		case on && errors.Is(err, ErrChangeTracking):
+			err = v.setTracking(ctx, false)
+		case errors.Is(err, ErrChangeTracking):
+			err = nil
+		}
+	}
+	if isNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // undoMachine destroys a half-made machine: the one noted, or the one with the name that carries the operation's mark.

@@ -17,9 +17,9 @@ import (
 type SnapshotOptions struct {
 	Operation *Operation // journal of the side effect; names the snapshot. Required.
 	Quiesce   Quiesce
-	MinFree   int64              // bytes that every datastore of the machine must have free, before and while the snapshot lives; 0: no guard
-	Watch     time.Duration      // distance of looks at the free space while it lives; 0: 30 seconds
-	Phase     func(phase string) // told "snapshot", "read", "remove", "consolidate"; nil: nobody listens
+	MinFree   func(Datastore) int64 // bytes that a datastore must keep free before and while the snapshot lives; asked for those of the disks and of the home; nil: no guard
+	Watch     time.Duration         // distance of looks at the free space while it lives; 0: 30 seconds
+	Phase     func(phase string)    // told "snapshot", "read", "remove", "consolidate"; nil: nobody listens
 }
 
 // Lowered tells that a level was tried in vain, or could not be tried.
@@ -79,7 +79,7 @@ func (s *Snapshot) Taken() time.Time { return s.taken }
 //
 // The snapshot never holds memory. Snapshots of others are not touched, neither below ours nor above. Templates, which
 // cannot be snapshotted, are read as they lie, and were so all along: if one was changed meanwhile, that is an error.
-// fn's context ends when a datastore falls below MinFree; its cause is [ErrSpace] then.
+// fn's context ends when a datastore falls below its MinFree; the cause is [ErrSpace] then.
 //
 // The report is valid also when an error is returned.
 func (v *VM) WithSnapshot(ctx context.Context, opts SnapshotOptions, fn func(context.Context, *Snapshot) error) (report SnapshotReport, err error) {
@@ -102,7 +102,7 @@ func (v *VM) WithSnapshot(ctx context.Context, opts SnapshotOptions, fn func(con
 	if live.Template {
 		return v.withoutSnapshot(ctx, live, fn)
 	}
-	if err := v.guard(ctx, opts.MinFree); err != nil {
+	if err := v.guard(ctx, live, opts.MinFree); err != nil {
 		return report, err
 	}
 	report.Name = opts.Operation.snapshotName()
@@ -142,7 +142,7 @@ func (v *VM) WithSnapshot(ctx context.Context, opts SnapshotOptions, fn func(con
 	s.level, s.low = t.level, t.low
 
 	phase("read")
-	watched, stop := v.watch(ctx, opts)
+	watched, stop := v.watch(ctx, live, opts)
 	defer stop()
 	if err := fn(watched, s); err != nil {
 		if ctx.Err() == nil && watched.Err() != nil {

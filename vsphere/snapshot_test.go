@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -322,14 +323,25 @@ func TestOtherTasksAreWaitedFor(t *testing.T) {
 }
 
 func TestSpaceGuard(t *testing.T) {
-	w := start(t, machines("web"))
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: 8 * mib}, {Size: 8 * mib, Datastore: "ds2"}}}}})
 	v := w.find("web")
+	atLeast := func(n int64) func(Datastore) int64 { return func(Datastore) int64 { return n } }
 	must(t, w.lab.SetFreeSpace("ds1", 10*mib))
-	_, err := v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin(), MinFree: 20 * mib}, nothing)
-	if !errors.Is(err, ErrSpace) {
+	try := func(least func(Datastore) int64) error {
+		_, err := v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin(), MinFree: least}, nothing)
+		return err
+	}
+	if err := try(atLeast(20 * mib)); !errors.Is(err, ErrSpace) {
 		t.Errorf("before: %v", err)
 	}
-	_, err = v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin(), MinFree: 5 * mib, Watch: time.Millisecond}, func(ctx context.Context, _ *Snapshot) error {
+	// Each datastore has a limit of its own.
+	must(t, try(func(d Datastore) int64 { return map[string]int64{"ds1": 5 * mib, "ds2": 20 * mib}[d.Name] }))
+	must(t, w.lab.SetFreeSpace("ds2", mib))
+	if err := try(atLeast(5 * mib)); !errors.Is(err, ErrSpace) {
+		t.Errorf("a disk's datastore: %v", err)
+	}
+	must(t, w.lab.SetFreeSpace("ds2", 10*mib))
+	_, err := v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin(), MinFree: atLeast(5 * mib), Watch: time.Millisecond}, func(ctx context.Context, _ *Snapshot) error {
 		must(t, w.lab.SetFreeSpace("ds1", mib))
 		<-ctx.Done()
 		return ctx.Err()
@@ -338,6 +350,18 @@ func TestSpaceGuard(t *testing.T) {
 		t.Errorf("while it lives: %v", err)
 	}
 	w.clean("web")
+}
+
+// A datastore on which no delta will grow may be as full as it likes: that of an independent disk, for example.
+func TestSpaceGuardIgnoresOtherDatastores(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: 8 * mib}, {Size: 8 * mib, Datastore: "ds2", Mode: "independent_persistent"}}}}})
+	must(t, w.lab.SetFreeSpace("ds2", mib/2))
+	v := w.find("web")
+	if on := w.state(v).Datastores; !slices.Contains(on, "ds2") {
+		t.Fatalf("the machine is on %v", on)
+	}
+	_, err := v.WithSnapshot(w.ctx, SnapshotOptions{Operation: w.begin(), MinFree: func(Datastore) int64 { return mib }}, nothing)
+	must(t, err)
 }
 
 func TestTemplateChangedWhileRead(t *testing.T) {

@@ -235,16 +235,10 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 	if parts == 0 {
 		parts = cpus() + 1
 	}
-	var minFree int64
-	for _, d := range j.machine.Datastores {
-		if spare := b.spare[d]; minFree == 0 || spare < minFree {
-			minFree = spare
-		}
-	}
 	files := map[string][]byte{}
 	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
 	report, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
-		Operation: op, MinFree: minFree, Phase: j.scope.vspherePhase,
+		Operation: op, MinFree: freeSpace(limits.FreeSpace), Phase: j.scope.vspherePhase,
 		Quiesce: vsphere.Quiesce{Best: vsphere.Level(b.req.Quiesce.Best), Worst: vsphere.Level(b.req.Quiesce.Worst),
 			Timeout: firstOf(b.req.Quiesce.Timeout, limits.SnapshotTimeout)},
 	}, func(ctx context.Context, s *vsphere.Snapshot) error {

@@ -13,7 +13,6 @@ type backupScene struct {
 	vc       *vsphere.Client
 	journal  *vsphere.Journal
 	machines []vsphere.Machine
-	spare    map[string]int64 // bytes each datastore must have free, by name
 }
 
 // lookAtVSphere needs no repository, so that it is done while that is opened: deriving its key takes as long.
@@ -23,10 +22,7 @@ func (op *operation) lookAtVSphere(ctx context.Context, s plugin.Selection) (*ba
 		return nil, err
 	}
 	scene := &backupScene{vc: vc, journal: journal}
-	if scene.machines, err = selected(ctx, vc, s); err != nil {
-		return nil, err
-	}
-	scene.spare, err = freeSpace(ctx, vc, op.conn.cfg.Limits.FreeSpace)
+	scene.machines, err = selected(ctx, vc, s)
 	return scene, err
 }
 
@@ -58,18 +54,12 @@ func selected(ctx context.Context, vc *vsphere.Client, s plugin.Selection) ([]vs
 	return machines, nil
 }
 
-// freeSpace is how many bytes each datastore must have free, by name.
-func freeSpace(ctx context.Context, vc *vsphere.Client, demanded int64) (map[string]int64, error) {
-	stores, err := vc.Datastores(ctx)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]int64, len(stores))
-	for _, d := range stores {
-		out[d.Name] = demanded
-		if demanded == 0 {
-			out[d.Name] = d.Capacity / 20
+// freeSpace is how many bytes a datastore must keep free: what was demanded, else 5 % of it.
+func freeSpace(demanded int64) func(vsphere.Datastore) int64 {
+	return func(d vsphere.Datastore) int64 {
+		if demanded > 0 {
+			return demanded
 		}
+		return d.Capacity / 20
 	}
-	return out, nil
 }
