@@ -18,12 +18,14 @@ type BackupRequest struct {
 	Selection    Selection
 	Full         bool // read everything; trust no change tracking
 	Quiesce      Quiesce
-	ExcludeDisks []string // names, labels or keys of disks, or globs over names
-	Unprotected  string   // disks that cannot be backed up: "skip" (default, the result is degraded) or "fail"
-	ResetCBT     bool     // switch change tracking off and on again first
-	Tags         []string // added to the points
+	QuiesceRules []QuiesceRule // the first that matches a machine stands in for Quiesce
+	ExcludeDisks []string      // names, labels or keys of disks, or globs over names
+	Unprotected  string        // disks that cannot be backed up: "skip" (default, the result is degraded) or "fail"
+	ResetCBT     bool          // switch change tracking off and on again first
+	Tags         []string      // added to the points
 	Files        *FileSelection
-	NoImage      bool // with Files: take no disk image
+	NoImage      bool   // with Files: take no disk image
+	Order        string // which machines begin: "path" (default), "largest", or "oldest": those first whose newest point is oldest
 }
 
 // Quiesce is how far down the ladder a backup may go.
@@ -31,6 +33,20 @@ type Quiesce struct {
 	Best    Consistency   // first try; empty: application
 	Worst   Consistency   // last resort; empty: crash. Worse is a failure.
 	Timeout time.Duration // of one try; 0: the default of the engine
+	VSS     VSS
+}
+
+// VSS are options of application consistency on Windows.
+type VSS struct {
+	Backup   string // "copy" (default: leaves logs and other backups' history alone), "full", "incremental", "differential" or "log"
+	Bootable bool   // include the bootable system state
+	Partial  bool   // writers may give parts of files
+}
+
+// QuiesceRule is how certain machines are quiesced.
+type QuiesceRule struct {
+	Machine string // inventory path, name, managed object id, instanceUuid, or a glob over name or path
+	Quiesce Quiesce
 }
 
 // FileSelection picks guest files to store as ordinary files beside, or instead of, the disk image.

@@ -58,6 +58,12 @@ func (q Quiesce) ladder() ([]Level, error) {
 	return all[i : j+1], nil
 }
 
+// Validate says whether the ladder makes sense; the error is an [ErrInvalid].
+func (q Quiesce) Validate() error {
+	_, err := q.ladder()
+	return err
+}
+
 func (q Quiesce) timeout() time.Duration { return orDuration(q.Timeout, 15*time.Minute) }
 
 // vss is the specification of a quiesced snapshot of a Windows guest. Without the writers' consent, a file share

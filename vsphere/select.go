@@ -48,8 +48,8 @@ func glob(p, s string) bool {
 	return err == nil && ok
 }
 
-// names reports whether p names m, exactly or as a pattern.
-func (m Machine) named(p string) bool {
+// Named reports whether p names m: by inventory path, name, managed object id or instanceUuid, exactly or as a pattern.
+func (m Machine) Named(p string) bool {
 	return m.ID == strings.TrimPrefix(p, "VirtualMachine:") || strings.EqualFold(m.InstanceUUID, p) ||
 		glob(p, m.Name) || glob(p, m.Path) || glob("/"+p, m.Path)
 }
@@ -73,12 +73,12 @@ func (sel Selection) pick(all []Machine, t *tree) ([]Machine, error) {
 		byName := false
 		match := some(sel.Names, func(string) bool { return false })
 		for _, p := range sel.Names {
-			if m.named(p) {
+			if m.Named(p) {
 				match, used[p] = true, true
 				byName = byName || !isGlob(p)
 			}
 		}
-		if !match || slices.ContainsFunc(sel.Exclude, m.named) ||
+		if !match || slices.ContainsFunc(sel.Exclude, m.Named) ||
 			m.Template && !sel.Templates && !byName ||
 			!some(sel.Folders, func(p string) bool { return within(p, m.Folder) }) ||
 			!some(sel.Hosts, func(p string) bool { return glob(p, m.Host) || p == m.HostID }) ||

@@ -111,6 +111,10 @@ stop the others; the exit code is then 3.`,
 	f.StringVar(&best, "quiesce", "", "try first: app, fs or crash (default app)")
 	f.StringVar(&worst, "quiesce-at-least", "", "fail rather than do worse than: app, fs or crash (default crash)")
 	f.DurationVar(&r.Quiesce.Timeout, "quiesce-timeout", 0, "how long one try may take")
+	f.StringVar(&r.Quiesce.VSS.Backup, "vss-backup", "", "what Windows applications are told: copy, full, incremental, differential or log (default copy)")
+	f.BoolVar(&r.Quiesce.VSS.Bootable, "vss-bootable", false, "include the bootable system state of Windows")
+	f.BoolVar(&r.Quiesce.VSS.Partial, "vss-partial", false, "Windows applications may give parts of files")
+	f.StringVar(&r.Order, "order", "", "which machines begin: path, largest, or oldest, whose last point is oldest (default path)")
 	f.StringSliceVar(&r.ExcludeDisks, "exclude-disk", nil, "leave out disks by name, label or key (globs)")
 	f.StringVar(&r.Unprotected, "unprotected", "", "disks that cannot be backed up: skip or fail (default skip)")
 	f.BoolVar(&r.ResetCBT, "reset-tracking", false, "restart change tracking of the machines first")
@@ -137,6 +141,7 @@ stop the others; the exit code is then 3.`,
 			return wrongUse(cmd, "--no-image without --files leaves nothing to back up")
 		}
 		return a.withPlugin(cmd, func(ctx context.Context, s session) error {
+			r.QuiesceRules = s.options.quiesceRules
 			w := a.watch()
 			began := time.Now()
 			report, err := s.Backup(ctx, r, w.emit)

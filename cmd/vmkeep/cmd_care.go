@@ -67,7 +67,7 @@ machines as they are: the only way to notice that change tracking lied. A backup
 	sel := selection(cmd)
 	var r plugin.VerifyRequest
 	f := cmd.Flags()
-	f.Bool("against-live", true, "compare with the machines (there is nothing else to compare with)")
+	live := f.Bool("against-live", true, "compare with the machines (there is nothing else to compare with)")
 	f.Float64Var(&r.Sample, "sample", 0, "share of the kept data to compare, 0 to 1 (default 0.02)")
 	everySample := f.Bool("everything", false, "compare all of it")
 	all := f.Bool("all", false, "all machines")
@@ -76,6 +76,9 @@ machines as they are: the only way to notice that change tracking lied. A backup
 		r.Selection = *sel
 		if everything(*sel) != *all {
 			return wrongUse(cmd, "name machines, or give --all")
+		}
+		if !*live {
+			return wrongUse(cmd, "points are compared with the live machines; without them, `vmkeep check --read-data` checks the repository")
 		}
 		if *everySample {
 			r.Sample = 1

@@ -20,6 +20,7 @@ type options struct {
 	plugin             string
 	checksum           string
 	noMTLS             bool
+	quiesceRules       []plugin.QuiesceRule
 	target             plugin.Target // defaults of restores, from GOVC_* variables
 }
 
@@ -107,6 +108,17 @@ func settings() []setting {
 			return err
 		}},
 		{key: "limits.snapshot-timeout", doc: "how long vSphere may take to make a snapshot: 15m", set: span(func(o *options) *time.Duration { return &o.Limits.SnapshotTimeout })},
+		{key: "quiesce", kind: pairs, doc: "how machines are quiesced, by name or glob, first match wins: best=app at-least=fs timeout=20m vss=full bootable partial", set: func(o *options, v []string) error {
+			for _, pair := range v {
+				machine, words, _ := strings.Cut(pair, "=")
+				q, err := parseQuiesce(words)
+				if err != nil {
+					return fmt.Errorf("machine %s: %w", machine, err)
+				}
+				o.quiesceRules = append(o.quiesceRules, plugin.QuiesceRule{Machine: machine, Quiesce: q})
+			}
+			return nil
+		}},
 
 		{key: "plugin", flag: "plugin", env: "VMKEEP_PLUGIN", doc: "the program vmkeep-plugin; default: next to vmkeep, then on PATH", set: text(func(o *options) *string { return &o.plugin })},
 		{key: "plugin-checksum", flag: "plugin-checksum", doc: "SHA-256 that the plugin must have", set: text(func(o *options) *string { return &o.checksum })},
@@ -117,6 +129,31 @@ func settings() []setting {
 		{env: "GOVC_HOST", doc: "default of restore --host", set: text(func(o *options) *string { return &o.target.Host })},
 		{env: "GOVC_FOLDER", doc: "default of restore --folder", set: text(func(o *options) *string { return &o.target.Folder })},
 	}
+}
+
+// parseQuiesce reads how machines are quiesced: words, in any order.
+func parseQuiesce(words string) (q plugin.Quiesce, err error) {
+	for word := range strings.FieldsSeq(words) {
+		switch name, value, _ := strings.Cut(word, "="); name {
+		case "best":
+			q.Best = plugin.Consistency(value)
+		case "at-least":
+			q.Worst = plugin.Consistency(value)
+		case "timeout":
+			if q.Timeout, err = time.ParseDuration(value); err != nil {
+				return q, fmt.Errorf("%q is not a duration like 90s, 15m or 2h", value)
+			}
+		case "vss":
+			q.VSS.Backup = value
+		case "bootable":
+			q.VSS.Bootable = true
+		case "partial":
+			q.VSS.Partial = true
+		default:
+			return q, fmt.Errorf("%q is none of best=, at-least=, timeout=, vss=, bootable and partial", word)
+		}
+	}
+	return q, nil
 }
 
 // The setters below make a setting of a place in options.

@@ -31,6 +31,11 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 		if req.Unprotected != "" && req.Unprotected != "skip" && req.Unprotected != "fail" {
 			return invalid("unprotected", fmt.Sprintf("unknown policy %q", req.Unprotected), "use skip or fail")
 		}
+		for _, q := range append([]plugin.QuiesceRule{{Quiesce: req.Quiesce}}, req.QuiesceRules...) {
+			if err := quiesceOf(q.Quiesce).Validate(); err != nil {
+				return err
+			}
+		}
 		vctx, stop := context.WithCancel(ctx)
 		scene := beside(func() (*backupScene, error) { return op.lookAtVSphere(vctx, req.Selection) })
 		defer func() { stop(); _, _ = scene() }()
@@ -42,6 +47,9 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 			return r.WithEarlyLock(ctx, func(ctx context.Context) error {
 				run := &backupRun{op: op, req: req, backupScene: scene, repo: r, memory: newReadable(r)}
 				if run.previous, err = newestPoints(ctx, r); err != nil {
+					return err
+				}
+				if err := arrange(scene.machines, req.Order, run.previous); err != nil {
 					return err
 				}
 				if run.cutter, err = chunker.New(chunker.Pol(r.Config().Polynomial)); err != nil {
@@ -239,8 +247,7 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
 	report, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
 		Operation: op, MinFree: freeSpace(limits.FreeSpace), Phase: j.scope.vspherePhase,
-		Quiesce: vsphere.Quiesce{Best: vsphere.Level(b.req.Quiesce.Best), Worst: vsphere.Level(b.req.Quiesce.Worst),
-			Timeout: firstOf(b.req.Quiesce.Timeout, limits.SnapshotTimeout)},
+		Quiesce: b.quiesce(j.machine),
 	}, func(ctx context.Context, s *vsphere.Snapshot) error {
 		if err := j.describe(s); err != nil {
 			return err

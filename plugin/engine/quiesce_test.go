@@ -1,11 +1,17 @@
 package engine_test
 
 import (
+	"bytes"
+	"io"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
+	"github.com/vmware/govmomi/vim25/xml"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
@@ -169,4 +175,62 @@ func TestTemplates(t *testing.T) {
 	if r.tried() != 0 {
 		t.Error("a snapshot of a template was tried")
 	}
+}
+
+// Machines are quiesced as the first rule says that names them, else as the request does; VSS hears of its options.
+func TestQuiesceRules(t *testing.T) {
+	const windows = "windows2019srv_64Guest"
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db-1", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}, {Name: "web", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}}}, inProcess)
+	var mu sync.Mutex
+	var asked []types.CreateSnapshotEx_Task
+	r.lab.Inject(lab.Fault{Method: "CreateSnapshotEx_Task", Times: -1, Do: func(w http.ResponseWriter, q *http.Request, next http.Handler) {
+		body, err := io.ReadAll(q.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		var e struct {
+			Body struct {
+				Call types.CreateSnapshotEx_Task `xml:"CreateSnapshotEx_Task"`
+			}
+		}
+		dec := xml.NewDecoder(bytes.NewReader(body))
+		dec.TypeFunc = types.TypeFunc()
+		if err := dec.Decode(&e); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		asked = append(asked, e.Body.Call)
+		mu.Unlock()
+		q.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, q)
+	}})
+	req := plugin.BackupRequest{
+		Quiesce: plugin.Quiesce{Best: plugin.ConsistencyApplication},
+		QuiesceRules: []plugin.QuiesceRule{
+			{Machine: "DB-*", Quiesce: plugin.Quiesce{Timeout: 20 * time.Minute, VSS: plugin.VSS{Backup: "full", Bootable: true, Partial: true}}},
+			{Machine: "db-1", Quiesce: plugin.Quiesce{Best: plugin.ConsistencyCrash}},
+		},
+	}
+	report, err := r.Backup(t.Context(), req, nil)
+	r.must(err)
+	if len(asked) != 2 || len(report.Machines) != 2 {
+		t.Fatalf("%d snapshots, %d machines", len(asked), len(report.Machines))
+	}
+	for _, a := range asked {
+		s, ok := a.QuiesceSpec.(*types.VirtualMachineWindowsQuiesceSpec)
+		if !ok {
+			t.Fatalf("quiesced by %T", a.QuiesceSpec)
+		}
+		rule := a.This == r.lab.Machine("db-1").Ref()
+		kind, minutes := int32(5), int32(15) // VSS_BT_COPY
+		if rule {
+			kind, minutes = 1, 20 // VSS_BT_FULL
+		}
+		if s.VssBackupType != kind || s.Timeout != minutes || *s.VssBootableSystemState != rule || *s.VssPartialFileSupport != rule {
+			t.Errorf("%s: %+v", a.This.Value, s)
+		}
+	}
+	req.QuiesceRules[1].Quiesce.VSS.Backup = "everything"
+	_, err = r.Backup(t.Context(), req, nil)
+	failsWith(t, err, plugin.CodeInvalid, "everything")
 }

@@ -1,10 +1,15 @@
 package engine
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"slices"
 	"sync"
+	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo/restic"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
@@ -23,6 +28,33 @@ func lanesOf(l plugin.Limits) lanes {
 		return standard
 	}
 	return lanes{total: or(l.Machines, 4), host: or(l.MachinesPerHost, 2), datastore: or(l.MachinesPerDatastore, 4)}
+}
+
+// arrange sorts machines, which come by path, in the order in which they shall begin.
+func arrange(machines []vsphere.Machine, order string, newest map[machineIdentity]*restic.Snapshot) error {
+	switch order {
+	case "", "path":
+	case "largest": // so that the last to end is not one that began late
+		slices.SortStableFunc(machines, func(a, b vsphere.Machine) int { return cmp.Compare(capacityOf(b), capacityOf(a)) })
+	case "oldest":
+		last := make(map[string]time.Time, len(newest)) // zero: never backed up
+		for id, p := range newest {
+			if p.Time.After(last[id.instance]) {
+				last[id.instance] = p.Time
+			}
+		}
+		slices.SortStableFunc(machines, func(a, b vsphere.Machine) int { return last[a.InstanceUUID].Compare(last[b.InstanceUUID]) })
+	default:
+		return invalid("order", fmt.Sprintf("unknown order %q", order), "use path, largest or oldest")
+	}
+	return nil
+}
+
+func capacityOf(m vsphere.Machine) (n int64) {
+	for _, d := range m.Disks {
+		n += d.Capacity
+	}
+	return n
 }
 
 // run calls fn for the index of each machine, in the given order as far as the lanes allow, and returns when all

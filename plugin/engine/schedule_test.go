@@ -3,10 +3,13 @@ package engine
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/repo/restic"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
@@ -74,5 +77,28 @@ func TestCancelledLanesGiveEveryMachineAnOutcome(t *testing.T) {
 	})
 	if seen != 9 {
 		t.Errorf("%d of 9 machines got their cancellation", seen)
+	}
+}
+
+func TestMachinesBeginInTheOrderAskedFor(t *testing.T) {
+	disk := func(n int64) []vsphere.Disk { return []vsphere.Disk{{Capacity: n}, {Capacity: n}} }
+	all := []vsphere.Machine{{Name: "a", InstanceUUID: "1", Disks: disk(5)}, {Name: "b", InstanceUUID: "2", Disks: disk(9)}, {Name: "c", InstanceUUID: "3", Disks: disk(7)}}
+	day := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	newest := map[machineIdentity]*restic.Snapshot{{"vc", "1"}: {Time: day.AddDate(0, 0, 2)}, {"vc", "2"}: {Time: day}}
+	for order, want := range map[string]string{"": "abc", "path": "abc", "largest": "bca", "oldest": "cba"} {
+		machines := slices.Clone(all)
+		if err := arrange(machines, order, newest); err != nil {
+			t.Error(err)
+		}
+		got := ""
+		for _, m := range machines {
+			got += m.Name
+		}
+		if got != want {
+			t.Errorf("%q: %s, want %s", order, got, want)
+		}
+	}
+	if err := arrange(all, "random", newest); err == nil {
+		t.Error("no error")
 	}
 }

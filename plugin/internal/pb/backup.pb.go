@@ -389,7 +389,9 @@ type BackupSpec struct {
 	ResetCbt      bool                   `protobuf:"varint,6,opt,name=reset_cbt,json=resetCbt,proto3" json:"reset_cbt,omitempty"`            // switch change tracking off and on again first
 	Tags          []string               `protobuf:"bytes,7,rep,name=tags,proto3" json:"tags,omitempty"`                                     // added to the points
 	Files         *FileSelection         `protobuf:"bytes,8,opt,name=files,proto3" json:"files,omitempty"`
-	NoImage       bool                   `protobuf:"varint,9,opt,name=no_image,json=noImage,proto3" json:"no_image,omitempty"` // with files: take no disk image
+	NoImage       bool                   `protobuf:"varint,9,opt,name=no_image,json=noImage,proto3" json:"no_image,omitempty"`                // with files: take no disk image
+	QuiesceRules  []*QuiesceRule         `protobuf:"bytes,10,rep,name=quiesce_rules,json=quiesceRules,proto3" json:"quiesce_rules,omitempty"` // the first that matches a machine stands in for quiesce
+	Order         string                 `protobuf:"bytes,11,opt,name=order,proto3" json:"order,omitempty"`                                   // which machines begin: "path" (default), "largest", or "oldest": those first whose newest point is oldest
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -487,12 +489,27 @@ func (x *BackupSpec) GetNoImage() bool {
 	return false
 }
 
+func (x *BackupSpec) GetQuiesceRules() []*QuiesceRule {
+	if x != nil {
+		return x.QuiesceRules
+	}
+	return nil
+}
+
+func (x *BackupSpec) GetOrder() string {
+	if x != nil {
+		return x.Order
+	}
+	return ""
+}
+
 // Quiesce is how far down the ladder a backup may go.
 type Quiesce struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Best          Consistency            `protobuf:"varint,1,opt,name=best,proto3,enum=vmkeep.plugin.v1.Consistency" json:"best,omitempty"`   // first try; unspecified: app
 	Worst         Consistency            `protobuf:"varint,2,opt,name=worst,proto3,enum=vmkeep.plugin.v1.Consistency" json:"worst,omitempty"` // last resort; unspecified: crash. Worse is a failure.
 	Timeout       *durationpb.Duration   `protobuf:"bytes,3,opt,name=timeout,proto3" json:"timeout,omitempty"`                                // of one try; absent: the default of the engine
+	Vss           *Vss                   `protobuf:"bytes,4,opt,name=vss,proto3" json:"vss,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -548,6 +565,127 @@ func (x *Quiesce) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
+func (x *Quiesce) GetVss() *Vss {
+	if x != nil {
+		return x.Vss
+	}
+	return nil
+}
+
+// Vss are options of application consistency on Windows.
+type Vss struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Backup        string                 `protobuf:"bytes,1,opt,name=backup,proto3" json:"backup,omitempty"`      // "copy" (default: leaves logs and other backups' history alone), "full", "incremental", "differential" or "log"
+	Bootable      bool                   `protobuf:"varint,2,opt,name=bootable,proto3" json:"bootable,omitempty"` // include the bootable system state
+	Partial       bool                   `protobuf:"varint,3,opt,name=partial,proto3" json:"partial,omitempty"`   // writers may give parts of files
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Vss) Reset() {
+	*x = Vss{}
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Vss) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Vss) ProtoMessage() {}
+
+func (x *Vss) ProtoReflect() protoreflect.Message {
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Vss.ProtoReflect.Descriptor instead.
+func (*Vss) Descriptor() ([]byte, []int) {
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Vss) GetBackup() string {
+	if x != nil {
+		return x.Backup
+	}
+	return ""
+}
+
+func (x *Vss) GetBootable() bool {
+	if x != nil {
+		return x.Bootable
+	}
+	return false
+}
+
+func (x *Vss) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+// QuiesceRule is how certain machines are quiesced.
+type QuiesceRule struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Machine       string                 `protobuf:"bytes,1,opt,name=machine,proto3" json:"machine,omitempty"` // inventory path, name, managed object id, instanceUuid, or a glob over name or path
+	Quiesce       *Quiesce               `protobuf:"bytes,2,opt,name=quiesce,proto3" json:"quiesce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceRule) Reset() {
+	*x = QuiesceRule{}
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceRule) ProtoMessage() {}
+
+func (x *QuiesceRule) ProtoReflect() protoreflect.Message {
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceRule.ProtoReflect.Descriptor instead.
+func (*QuiesceRule) Descriptor() ([]byte, []int) {
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *QuiesceRule) GetMachine() string {
+	if x != nil {
+		return x.Machine
+	}
+	return ""
+}
+
+func (x *QuiesceRule) GetQuiesce() *Quiesce {
+	if x != nil {
+		return x.Quiesce
+	}
+	return nil
+}
+
 // FileSelection picks guest files to store as ordinary files beside, or instead of, the disk image.
 type FileSelection struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -560,7 +698,7 @@ type FileSelection struct {
 
 func (x *FileSelection) Reset() {
 	*x = FileSelection{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[8]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +710,7 @@ func (x *FileSelection) String() string {
 func (*FileSelection) ProtoMessage() {}
 
 func (x *FileSelection) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[8]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +723,7 @@ func (x *FileSelection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FileSelection.ProtoReflect.Descriptor instead.
 func (*FileSelection) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{8}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *FileSelection) GetVolumes() []string {
@@ -622,7 +760,7 @@ type BackupResponse struct {
 
 func (x *BackupResponse) Reset() {
 	*x = BackupResponse{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[9]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +772,7 @@ func (x *BackupResponse) String() string {
 func (*BackupResponse) ProtoMessage() {}
 
 func (x *BackupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[9]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +785,7 @@ func (x *BackupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupResponse.ProtoReflect.Descriptor instead.
 func (*BackupResponse) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{9}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BackupResponse) GetError() *Diagnostic {
@@ -682,7 +820,7 @@ type BackupReport struct {
 
 func (x *BackupReport) Reset() {
 	*x = BackupReport{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[10]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -694,7 +832,7 @@ func (x *BackupReport) String() string {
 func (*BackupReport) ProtoMessage() {}
 
 func (x *BackupReport) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[10]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -707,7 +845,7 @@ func (x *BackupReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BackupReport.ProtoReflect.Descriptor instead.
 func (*BackupReport) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{10}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BackupReport) GetOperation() string {
@@ -733,7 +871,7 @@ type PointsRequest struct {
 
 func (x *PointsRequest) Reset() {
 	*x = PointsRequest{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[11]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +883,7 @@ func (x *PointsRequest) String() string {
 func (*PointsRequest) ProtoMessage() {}
 
 func (x *PointsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[11]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +896,7 @@ func (x *PointsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsRequest.ProtoReflect.Descriptor instead.
 func (*PointsRequest) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{11}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PointsRequest) GetFilter() *PointFilter {
@@ -783,7 +921,7 @@ type PointFilter struct {
 
 func (x *PointFilter) Reset() {
 	*x = PointFilter{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[12]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -795,7 +933,7 @@ func (x *PointFilter) String() string {
 func (*PointFilter) ProtoMessage() {}
 
 func (x *PointFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[12]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -808,7 +946,7 @@ func (x *PointFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointFilter.ProtoReflect.Descriptor instead.
 func (*PointFilter) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{12}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *PointFilter) GetMachines() []string {
@@ -864,7 +1002,7 @@ type PointsResponse struct {
 
 func (x *PointsResponse) Reset() {
 	*x = PointsResponse{}
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[13]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -876,7 +1014,7 @@ func (x *PointsResponse) String() string {
 func (*PointsResponse) ProtoMessage() {}
 
 func (x *PointsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[13]
+	mi := &file_vmkeep_plugin_v1_backup_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -889,7 +1027,7 @@ func (x *PointsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PointsResponse.ProtoReflect.Descriptor instead.
 func (*PointsResponse) Descriptor() ([]byte, []int) {
-	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{13}
+	return file_vmkeep_plugin_v1_backup_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PointsResponse) GetError() *Diagnostic {
@@ -940,7 +1078,7 @@ const file_vmkeep_plugin_v1_backup_proto_rawDesc = "" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x125\n" +
 	"\bmachines\x18\x02 \x03(\v2\x19.vmkeep.plugin.v1.MachineR\bmachines\"E\n" +
 	"\rBackupRequest\x124\n" +
-	"\x06backup\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.BackupSpecR\x06backup\"\xda\x02\n" +
+	"\x06backup\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.BackupSpecR\x06backup\"\xb4\x03\n" +
 	"\n" +
 	"BackupSpec\x129\n" +
 	"\tselection\x18\x01 \x01(\v2\x1b.vmkeep.plugin.v1.SelectionR\tselection\x12\x12\n" +
@@ -951,11 +1089,22 @@ const file_vmkeep_plugin_v1_backup_proto_rawDesc = "" +
 	"\treset_cbt\x18\x06 \x01(\bR\bresetCbt\x12\x12\n" +
 	"\x04tags\x18\a \x03(\tR\x04tags\x125\n" +
 	"\x05files\x18\b \x01(\v2\x1f.vmkeep.plugin.v1.FileSelectionR\x05files\x12\x19\n" +
-	"\bno_image\x18\t \x01(\bR\anoImage\"\xa6\x01\n" +
+	"\bno_image\x18\t \x01(\bR\anoImage\x12B\n" +
+	"\rquiesce_rules\x18\n" +
+	" \x03(\v2\x1d.vmkeep.plugin.v1.QuiesceRuleR\fquiesceRules\x12\x14\n" +
+	"\x05order\x18\v \x01(\tR\x05order\"\xcf\x01\n" +
 	"\aQuiesce\x121\n" +
 	"\x04best\x18\x01 \x01(\x0e2\x1d.vmkeep.plugin.v1.ConsistencyR\x04best\x123\n" +
 	"\x05worst\x18\x02 \x01(\x0e2\x1d.vmkeep.plugin.v1.ConsistencyR\x05worst\x123\n" +
-	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\"a\n" +
+	"\atimeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12'\n" +
+	"\x03vss\x18\x04 \x01(\v2\x15.vmkeep.plugin.v1.VssR\x03vss\"S\n" +
+	"\x03Vss\x12\x16\n" +
+	"\x06backup\x18\x01 \x01(\tR\x06backup\x12\x1a\n" +
+	"\bbootable\x18\x02 \x01(\bR\bbootable\x12\x18\n" +
+	"\apartial\x18\x03 \x01(\bR\apartial\"\\\n" +
+	"\vQuiesceRule\x12\x18\n" +
+	"\amachine\x18\x01 \x01(\tR\amachine\x123\n" +
+	"\aquiesce\x18\x02 \x01(\v2\x19.vmkeep.plugin.v1.QuiesceR\aquiesce\"a\n" +
 	"\rFileSelection\x12\x18\n" +
 	"\avolumes\x18\x01 \x03(\tR\avolumes\x12\x1a\n" +
 	"\bincludes\x18\x02 \x03(\tR\bincludes\x12\x1a\n" +
@@ -992,7 +1141,7 @@ func file_vmkeep_plugin_v1_backup_proto_rawDescGZIP() []byte {
 	return file_vmkeep_plugin_v1_backup_proto_rawDescData
 }
 
-var file_vmkeep_plugin_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_vmkeep_plugin_v1_backup_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_vmkeep_plugin_v1_backup_proto_goTypes = []any{
 	(*Selection)(nil),              // 0: vmkeep.plugin.v1.Selection
 	(*InitRepositoryRequest)(nil),  // 1: vmkeep.plugin.v1.InitRepositoryRequest
@@ -1002,49 +1151,54 @@ var file_vmkeep_plugin_v1_backup_proto_goTypes = []any{
 	(*BackupRequest)(nil),          // 5: vmkeep.plugin.v1.BackupRequest
 	(*BackupSpec)(nil),             // 6: vmkeep.plugin.v1.BackupSpec
 	(*Quiesce)(nil),                // 7: vmkeep.plugin.v1.Quiesce
-	(*FileSelection)(nil),          // 8: vmkeep.plugin.v1.FileSelection
-	(*BackupResponse)(nil),         // 9: vmkeep.plugin.v1.BackupResponse
-	(*BackupReport)(nil),           // 10: vmkeep.plugin.v1.BackupReport
-	(*PointsRequest)(nil),          // 11: vmkeep.plugin.v1.PointsRequest
-	(*PointFilter)(nil),            // 12: vmkeep.plugin.v1.PointFilter
-	(*PointsResponse)(nil),         // 13: vmkeep.plugin.v1.PointsResponse
-	(*Diagnostic)(nil),             // 14: vmkeep.plugin.v1.Diagnostic
-	(*Repository)(nil),             // 15: vmkeep.plugin.v1.Repository
-	(*Machine)(nil),                // 16: vmkeep.plugin.v1.Machine
-	(Consistency)(0),               // 17: vmkeep.plugin.v1.Consistency
-	(*durationpb.Duration)(nil),    // 18: google.protobuf.Duration
-	(*Event)(nil),                  // 19: vmkeep.plugin.v1.Event
-	(*MachineResult)(nil),          // 20: vmkeep.plugin.v1.MachineResult
-	(*timestamppb.Timestamp)(nil),  // 21: google.protobuf.Timestamp
-	(*Point)(nil),                  // 22: vmkeep.plugin.v1.Point
+	(*Vss)(nil),                    // 8: vmkeep.plugin.v1.Vss
+	(*QuiesceRule)(nil),            // 9: vmkeep.plugin.v1.QuiesceRule
+	(*FileSelection)(nil),          // 10: vmkeep.plugin.v1.FileSelection
+	(*BackupResponse)(nil),         // 11: vmkeep.plugin.v1.BackupResponse
+	(*BackupReport)(nil),           // 12: vmkeep.plugin.v1.BackupReport
+	(*PointsRequest)(nil),          // 13: vmkeep.plugin.v1.PointsRequest
+	(*PointFilter)(nil),            // 14: vmkeep.plugin.v1.PointFilter
+	(*PointsResponse)(nil),         // 15: vmkeep.plugin.v1.PointsResponse
+	(*Diagnostic)(nil),             // 16: vmkeep.plugin.v1.Diagnostic
+	(*Repository)(nil),             // 17: vmkeep.plugin.v1.Repository
+	(*Machine)(nil),                // 18: vmkeep.plugin.v1.Machine
+	(Consistency)(0),               // 19: vmkeep.plugin.v1.Consistency
+	(*durationpb.Duration)(nil),    // 20: google.protobuf.Duration
+	(*Event)(nil),                  // 21: vmkeep.plugin.v1.Event
+	(*MachineResult)(nil),          // 22: vmkeep.plugin.v1.MachineResult
+	(*timestamppb.Timestamp)(nil),  // 23: google.protobuf.Timestamp
+	(*Point)(nil),                  // 24: vmkeep.plugin.v1.Point
 }
 var file_vmkeep_plugin_v1_backup_proto_depIdxs = []int32{
-	14, // 0: vmkeep.plugin.v1.InitRepositoryResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	15, // 1: vmkeep.plugin.v1.InitRepositoryResponse.repository:type_name -> vmkeep.plugin.v1.Repository
+	16, // 0: vmkeep.plugin.v1.InitRepositoryResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	17, // 1: vmkeep.plugin.v1.InitRepositoryResponse.repository:type_name -> vmkeep.plugin.v1.Repository
 	0,  // 2: vmkeep.plugin.v1.MachinesRequest.selection:type_name -> vmkeep.plugin.v1.Selection
-	14, // 3: vmkeep.plugin.v1.MachinesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	16, // 4: vmkeep.plugin.v1.MachinesResponse.machines:type_name -> vmkeep.plugin.v1.Machine
+	16, // 3: vmkeep.plugin.v1.MachinesResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	18, // 4: vmkeep.plugin.v1.MachinesResponse.machines:type_name -> vmkeep.plugin.v1.Machine
 	6,  // 5: vmkeep.plugin.v1.BackupRequest.backup:type_name -> vmkeep.plugin.v1.BackupSpec
 	0,  // 6: vmkeep.plugin.v1.BackupSpec.selection:type_name -> vmkeep.plugin.v1.Selection
 	7,  // 7: vmkeep.plugin.v1.BackupSpec.quiesce:type_name -> vmkeep.plugin.v1.Quiesce
-	8,  // 8: vmkeep.plugin.v1.BackupSpec.files:type_name -> vmkeep.plugin.v1.FileSelection
-	17, // 9: vmkeep.plugin.v1.Quiesce.best:type_name -> vmkeep.plugin.v1.Consistency
-	17, // 10: vmkeep.plugin.v1.Quiesce.worst:type_name -> vmkeep.plugin.v1.Consistency
-	18, // 11: vmkeep.plugin.v1.Quiesce.timeout:type_name -> google.protobuf.Duration
-	14, // 12: vmkeep.plugin.v1.BackupResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	19, // 13: vmkeep.plugin.v1.BackupResponse.event:type_name -> vmkeep.plugin.v1.Event
-	10, // 14: vmkeep.plugin.v1.BackupResponse.report:type_name -> vmkeep.plugin.v1.BackupReport
-	20, // 15: vmkeep.plugin.v1.BackupReport.machines:type_name -> vmkeep.plugin.v1.MachineResult
-	12, // 16: vmkeep.plugin.v1.PointsRequest.filter:type_name -> vmkeep.plugin.v1.PointFilter
-	21, // 17: vmkeep.plugin.v1.PointFilter.since:type_name -> google.protobuf.Timestamp
-	21, // 18: vmkeep.plugin.v1.PointFilter.until:type_name -> google.protobuf.Timestamp
-	14, // 19: vmkeep.plugin.v1.PointsResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	22, // 20: vmkeep.plugin.v1.PointsResponse.points:type_name -> vmkeep.plugin.v1.Point
-	21, // [21:21] is the sub-list for method output_type
-	21, // [21:21] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	10, // 8: vmkeep.plugin.v1.BackupSpec.files:type_name -> vmkeep.plugin.v1.FileSelection
+	9,  // 9: vmkeep.plugin.v1.BackupSpec.quiesce_rules:type_name -> vmkeep.plugin.v1.QuiesceRule
+	19, // 10: vmkeep.plugin.v1.Quiesce.best:type_name -> vmkeep.plugin.v1.Consistency
+	19, // 11: vmkeep.plugin.v1.Quiesce.worst:type_name -> vmkeep.plugin.v1.Consistency
+	20, // 12: vmkeep.plugin.v1.Quiesce.timeout:type_name -> google.protobuf.Duration
+	8,  // 13: vmkeep.plugin.v1.Quiesce.vss:type_name -> vmkeep.plugin.v1.Vss
+	7,  // 14: vmkeep.plugin.v1.QuiesceRule.quiesce:type_name -> vmkeep.plugin.v1.Quiesce
+	16, // 15: vmkeep.plugin.v1.BackupResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	21, // 16: vmkeep.plugin.v1.BackupResponse.event:type_name -> vmkeep.plugin.v1.Event
+	12, // 17: vmkeep.plugin.v1.BackupResponse.report:type_name -> vmkeep.plugin.v1.BackupReport
+	22, // 18: vmkeep.plugin.v1.BackupReport.machines:type_name -> vmkeep.plugin.v1.MachineResult
+	14, // 19: vmkeep.plugin.v1.PointsRequest.filter:type_name -> vmkeep.plugin.v1.PointFilter
+	23, // 20: vmkeep.plugin.v1.PointFilter.since:type_name -> google.protobuf.Timestamp
+	23, // 21: vmkeep.plugin.v1.PointFilter.until:type_name -> google.protobuf.Timestamp
+	16, // 22: vmkeep.plugin.v1.PointsResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	24, // 23: vmkeep.plugin.v1.PointsResponse.points:type_name -> vmkeep.plugin.v1.Point
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_vmkeep_plugin_v1_backup_proto_init() }
@@ -1059,7 +1213,7 @@ func file_vmkeep_plugin_v1_backup_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vmkeep_plugin_v1_backup_proto_rawDesc), len(file_vmkeep_plugin_v1_backup_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
