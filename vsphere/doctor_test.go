@@ -2,6 +2,7 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -74,6 +75,24 @@ func TestMissingPrivileges(t *testing.T) {
 	if missing, err = w.dial(Config{Username: "backup"}).MissingPrivileges(w.ctx, BackupPrivileges(), []string{w.find("web").ID()}); err != nil || len(missing) > 0 {
 		t.Errorf("%+v %v", missing, err)
 	}
+}
+
+// To hot-add a disk the role of the proxy is needed besides that of backups, and is enough.
+func TestProxyRoleSuffices(t *testing.T) {
+	both := append(BackupPrivileges(), ProxyPrivileges()...)
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web"}, {Name: "proxy"}}, Users: []lab.User{
+		{Name: "backup", Password: password, Privileges: RoleIDs(BackupPrivileges())}, {Name: "both", Password: password, Privileges: RoleIDs(both)}}})
+	for user, want := range map[string]error{"backup": ErrPermission, "both": nil} {
+		w.c = w.dial(Config{Username: user})
+		op := w.begin()
+		_, err := w.find("web").WithSnapshot(w.ctx, SnapshotOptions{Operation: op}, func(ctx context.Context, s *Snapshot) error {
+			return w.find("proxy").WithAttached(ctx, op, s.Disks()[0].Path, func(context.Context, Disk) error { return nil })
+		})
+		if !errors.Is(err, want) {
+			t.Errorf("%s: %v", user, err)
+		}
+	}
+	w.clean("web", "proxy")
 }
 
 // The role for backups is enough for everything a backup does, and the one for restores for everything a restore does.

@@ -51,6 +51,16 @@ func BackupPrivileges() []Privilege {
 	}
 }
 
+// ProxyPrivileges is what a backup needs besides, on the machine that it runs in, to read disks by hot-adding them to it.
+// They belong on that machine alone.
+func ProxyPrivileges() []Privilege {
+	return []Privilege{
+		{"System.Read", OnMachine, "read the configuration", false},
+		{"VirtualMachine.Config.AddExistingDisk", OnMachine, "attach the frozen disk of another machine", false},
+		{"VirtualMachine.Config.RemoveDisk", OnMachine, "detach it", false},
+	}
+}
+
 // RestorePrivileges is everything a restore needs, and nothing else: new machines, disks in place, single disks.
 func RestorePrivileges() []Privilege {
 	return []Privilege{

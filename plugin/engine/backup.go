@@ -245,10 +245,7 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 	}
 	files := map[string][]byte{}
 	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
-	report, err := vm.WithSnapshot(ctx, vsphere.SnapshotOptions{
-		Operation: op, MinFree: freeSpace(limits.FreeSpace), Phase: j.scope.vspherePhase,
-		Quiesce: b.quiesce(j.machine),
-	}, func(ctx context.Context, s *vsphere.Snapshot) error {
+	fromSnapshot := func(ctx context.Context, s *vsphere.Snapshot) error {
 		if err := j.describe(s); err != nil {
 			return err
 		}
@@ -271,7 +268,13 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			return err
 		}
 		return j.guestFiles(ctx, job, s)
+	}
+	var report vsphere.SnapshotReport
+	protected, err := vm.WithRelocationDisabled(ctx, op, func(ctx context.Context) (err error) {
+		report, err = vm.WithSnapshot(ctx, vsphere.SnapshotOptions{Operation: op, MinFree: freeSpace(limits.FreeSpace), Phase: j.scope.vspherePhase, Quiesce: b.quiesce(j.machine)}, fromSnapshot)
+		return err
 	})
+	b.op.log.Debug("read", "machine", j.machine.Name, "relocationDisabled", protected)
 	sealed := job.finish.Wait() // chunks are sealed while, and after, the snapshot goes
 	for _, text := range report.Warnings {
 		j.warn(warning(plugin.CodeLeftover, "after the snapshot", text, "look at the machine's snapshots in vSphere"))

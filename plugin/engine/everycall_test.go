@@ -49,9 +49,21 @@ type work struct {
 
 // works are the operations under test on the machine "db".
 func works(point string) []work {
+	only := plugin.Selection{Names: []string{"db"}}
+	backup := func(req plugin.BackupRequest) func(plugin.Service) error {
+		return func(s plugin.Service) error {
+			report, err := s.Backup(noCancel(), req, nil)
+			if err == nil && report.Machines[0].Err != nil {
+				err = report.Machines[0].Err
+			}
+			return err
+		}
+	}
 	return []work{
-		{"backup", "", func(s plugin.Service) error {
-			report, err := s.Backup(noCancel(), plugin.BackupRequest{Selection: plugin.Selection{Names: []string{"db"}}}, nil)
+		{"backup", "", backup(plugin.BackupRequest{Selection: only})},
+		{"restart of tracking", "", backup(plugin.BackupRequest{Selection: only, ResetCBT: true})},
+		{"audit", "", func(s plugin.Service) error {
+			report, err := s.Verify(noCancel(), plugin.VerifyRequest{Selection: only, Sample: 1}, nil)
 			if err == nil && report.Machines[0].Err != nil {
 				err = report.Machines[0].Err
 			}

@@ -8,7 +8,7 @@ import (
 
 // The files that README points to are what the program prints.
 func TestRoleFilesAreCurrent(t *testing.T) {
-	for _, task := range []string{"backup", "restore"} {
+	for _, task := range []string{"backup", "proxy", "restore"} {
 		want, err := Role(task)
 		if err != nil {
 			t.Fatal(err)

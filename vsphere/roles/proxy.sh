@@ -1,0 +1,3 @@
+govc role.create vmkeep-proxy \
+  VirtualMachine.Config.AddExistingDisk \
+  VirtualMachine.Config.RemoveDisk
