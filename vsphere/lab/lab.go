@@ -192,6 +192,7 @@ func (l *Lab) Close() error {
 		}
 		if l.sim != nil {
 			l.sim.tasks.Wait()
+			err = errors.Join(err, l.sim.closeKernels())
 			l.sim.store.close()
 		}
 		if l.model != nil && l.model.Service != nil {

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -18,6 +19,7 @@ type machine struct {
 	// a machine freeze at one moment.
 	gate sync.RWMutex
 	live map[int32]*link // device key -> leaf of the chain
+	lent map[int32]bool  // keys of live disks that are nonpersistent: the links are another machine's
 
 	mu       sync.Mutex
 	busy     *ref // task that works on the machine
@@ -29,6 +31,7 @@ type machine struct {
 	snaps    map[ref]*snapshotState
 	grain    int64
 	instance string // instanceUuid
+	kernel   *kernel
 }
 
 type snapshotState struct {
@@ -98,7 +101,7 @@ func (s *sim) reconcile(vm *mo.VirtualMachine) {
 	m := s.know(vm.Self)
 	m.gate.Lock()
 	defer m.gate.Unlock()
-	now := map[int32]*link{}
+	now, lent := map[int32]*link{}, map[int32]bool{}
 	for _, d := range virtualDisks(vm.Config.Hardware.Device) {
 		b := flatBacking(d)
 		if b == nil {
@@ -118,16 +121,59 @@ func (s *sim) reconcile(vm *mo.VirtualMachine) {
 				_ = s.store.writeDescriptor(l)
 			}
 		}
-		now[d.Key] = l
+		l.vol.mu.Lock()
+		if l.vol.uuid == "" {
+			l.vol.uuid = b.Uuid
+		}
+		l.vol.mu.Unlock()
+		now[d.Key], lent[d.Key] = l, b.DiskMode == string(types.VirtualDiskModeIndependent_nonpersistent)
 	}
 	for key, l := range m.live {
-		if now[key] == nil || now[key].vol != l.vol { // detached: nobody tracks its changes any more
+		if !m.lent[key] && (now[key] == nil || now[key].vol != l.vol) { // detached: nobody tracks its changes any more
 			l.vol.mu.Lock()
 			l.vol.track = nil
 			l.vol.mu.Unlock()
 		}
 	}
-	m.live = now
+	m.live, m.lent = now, lent
+	m.mu.Lock()
+	k := m.kernel
+	m.mu.Unlock()
+	if k != nil {
+		if err := k.show(s.store, vm); err != nil {
+			panic(err) // the task fails with it
+		}
+	}
+}
+
+// bootKernel begins to show a machine's disks in dir.
+func (s *sim) bootKernel(r ref, dir string) (err error) {
+	s.withVM(s.context(), r, func(vm *simulator.VirtualMachine) {
+		var k *kernel
+		if k, err = newKernel(dir, vm.Config.Uuid); err != nil {
+			return
+		}
+		m := s.know(r)
+		m.mu.Lock()
+		m.kernel = k
+		m.mu.Unlock()
+		err = k.show(s.store, &vm.VirtualMachine)
+	})
+	return err
+}
+
+// closeKernels removes what kernels show.
+func (s *sim) closeKernels() (err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, m := range s.machines {
+		m.mu.Lock()
+		if m.kernel != nil {
+			err = errors.Join(err, m.kernel.close())
+		}
+		m.mu.Unlock()
+	}
+	return err
 }
 
 // noteSettings follows config.changeTrackingEnabled and the power state. Machine lock held.

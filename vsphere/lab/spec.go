@@ -27,6 +27,7 @@ type Machine struct {
 	MemoryMB int64
 
 	InstanceUUID, BiosUUID string
+	Kernel                 string // directory in which the machine's disks appear as its kernel shows them, see kernel.go
 	Annotation             string
 
 	KeyProvider string // the machine's home is encrypted with a key of this provider; empty: it is not
@@ -74,6 +75,11 @@ func (s *sim) addMachine(m Machine, index int, folder ref) error {
 	s.withVM(ctx, r, func(vm *simulator.VirtualMachine) { err = s.encrypt(ctx, vm, m) })
 	if err != nil {
 		return err
+	}
+	if m.Kernel != "" {
+		if err := s.bootKernel(r, m.Kernel); err != nil {
+			return err
+		}
 	}
 	for i, d := range m.Disks {
 		if d.Image == "" {

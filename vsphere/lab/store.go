@@ -42,8 +42,8 @@ type store struct {
 type volume struct {
 	mu    sync.RWMutex // content and shape of the chain: shared to read, exclusive to write or to reshape
 	track *tracker     // nil: change tracking is not active
-	uuid  string       // ddb.uuid, which stays with the files; empty: no machine has let go of them yet
 	keyed bool         // encrypted, as far as anybody can tell: the content is not
+	uuid  string       // ddb.uuid, which stays with the files; empty: no machine has had them yet
 }
 
 type link struct {
