@@ -9,6 +9,7 @@
 //	modes=nbdssl:nbd         transports there are; asking for others only falls back to nbdssl
 //	needs-snapshot=1         Open without a snapshot gives code 13
 //	affinity=1               a handle belongs to the thread that uses it first
+//	keeper=SOCKET            who has the disks, instead of the library's own directory, see [Library.Keep]
 //	chatter=1                threads of the library's own log at start, in many formats
 //	leak=1                   the password appears in the log, in texts of errors, and on stderr
 //	fault CALL WORDS...      faults of a call, see below; the first line that fits is taken
@@ -30,6 +31,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -84,6 +86,7 @@ func cc(args ...string) error {
 type Library struct {
 	Dir string // as a user would give it
 	t   testing.TB
+	set []string // lines of the control file that stay
 }
 
 // New places what Build made in built as a distribution is laid out.
@@ -113,10 +116,11 @@ func (l *Library) must(err error) {
 	}
 }
 
-// Control replaces the control file. Without lines there is none.
+// Control replaces the control file, but for what [Library.Keep] says in it. Without lines there is none.
 func (l *Library) Control(lines ...string) {
 	l.t.Helper()
 	name := filepath.Join(l.Dir, "control")
+	lines = append(slices.Clone(l.set), lines...)
 	if len(lines) == 0 {
 		if err := os.Remove(name); !errors.Is(err, fs.ErrNotExist) {
 			l.must(err)

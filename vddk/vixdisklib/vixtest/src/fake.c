@@ -8,7 +8,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 #include "rules.h"
 
@@ -26,6 +28,7 @@ struct Conn {
 struct Disk {
 	struct Conn *conn;
 	int fd, flags, tid;
+	int kept; /* connection to the keeper of the disk; -1: none */
 	uint64_t sectors;
 	atomic_int inside;  /* threads in calls on this handle */
 	atomic_int kind;    /* 0, 'S'ync or 'A'sync transfers */
@@ -373,6 +376,25 @@ VixError VixDiskLib_Cleanup(ConnectParams *p, uint32_t *cleaned, uint32_t *remai
 
 /* -- disks --------------------------------------------------------------------------------------------------------- */
 
+/* Asks the keeper of disks, which listens at a socket, for the file of one: "r PATH" or "w PATH" is answered by "CODE FILE".
+ * The disk counts as open for as long as the connection is. */
+static VixError ask_keeper(const char *keeper, const char *path, int write, char *name, size_t size, int *kept) {
+	struct sockaddr_un at = {.sun_family = AF_UNIX};
+	snprintf(at.sun_path, sizeof at.sun_path, "%s", keeper);
+	int s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	FILE *f = s < 0 ? NULL : fdopen(s, "r+");
+	char line[8400];
+	unsigned code;
+	int from = 0, n = snprintf(line, sizeof line, "%c %s\n", write ? 'w' : 'r', path);
+	if (!f || connect(s, (struct sockaddr *)&at, sizeof at) || send(s, line, n, MSG_NOSIGNAL) != n || !fgets(line, sizeof line, f) ||
+	    sscanf(line, "%u %n", &code, &from) < 1) code = FAIL;
+	line[strcspn(line, "\n")] = 0;
+	snprintf(name, size, "%s", line + from);
+	*kept = code ? -1 : fcntl(s, F_DUPFD_CLOEXEC, 0);
+	if (f) fclose(f);
+	return code;
+}
+
 VixError VixDiskLib_Open(Connection c, const char *path, uint32_t flags, Handle *out) {
 	inProcess("Open");
 	need(c, "NULL connection");
@@ -387,7 +409,8 @@ VixError VixDiskLib_Open(Connection c, const char *path, uint32_t flags, Handle 
 	int n = snprintf(name, sizeof name, "%s/disks/", root);
 	for (const char *s = path; *s && n < (int)sizeof name - 1; s++) name[n++] = *s == '/' ? '%' : *s;
 	name[n] = 0;
-	int write = !(flags & FLAG_READ_ONLY) && !c->readOnly, fd = -1;
+	int write = !(flags & FLAG_READ_ONLY) && !c->readOnly, fd = -1, kept = -1;
+	if (!e && setting("keeper", v, sizeof v)) e = ask_keeper(v, path, write, name, sizeof name, &kept);
 	if (!e) {
 		fd = open(name, (write ? O_RDWR : O_RDONLY) | O_CLOEXEC);
 		if (fd < 0) e = errno == ENOENT ? FILE_NOT_FOUND : FILE_ACCESS;
@@ -397,9 +420,10 @@ VixError VixDiskLib_Open(Connection c, const char *path, uint32_t flags, Handle 
 	if (!e && fstat(fd, &st)) e = FAIL;
 	if (e) {
 		if (fd >= 0) close(fd);
+		if (kept >= 0) close(kept);
 	} else {
 		Handle d = calloc(1, sizeof *d);
-		d->conn = c, d->fd = fd, d->flags = flags, d->sectors = st.st_size / 512;
+		d->conn = c, d->fd = fd, d->kept = kept, d->flags = flags, d->sectors = st.st_size / 512;
 		pthread_mutex_init(&d->mu, NULL);
 		pthread_cond_init(&d->idle, NULL);
 		opens++;
@@ -423,6 +447,7 @@ VixError VixDiskLib_Close(Handle d) {
 	pthread_mutex_unlock(&d->mu);
 	if (pending) broken("Close with transfers in flight");
 	close(d->fd);
+	if (d->kept >= 0) close(d->kept);
 	pthread_mutex_destroy(&d->mu);
 	pthread_cond_destroy(&d->idle);
 	free(d);
@@ -503,6 +528,8 @@ VixError VixDiskLib_QueryAllocatedBlocks(Handle d, Sectors first, Sectors n, Sec
 		BlockList *l = calloc(1, sizeof *l + n / chunk * sizeof(Block));
 		char *buf = malloc(chunk * 512);
 		for (uint64_t at = first; at < first + n; at += chunk) {
+			off_t data = lseek(d->fd, at * 512, SEEK_DATA); /* a hole that fills the chunk needs no reading */
+			if (data < 0 ? errno == ENXIO : data >= (off_t)((at + chunk) * 512)) continue;
 			if (pread(d->fd, buf, chunk * 512, at * 512) != (ssize_t)(chunk * 512)) e = FAIL;
 			if (buf[0] || memcmp(buf, buf + 1, chunk * 512 - 1)) l->blocks[l->numBlocks++] = (Block){at, chunk};
 		}
