@@ -9,6 +9,9 @@ BIN := $(CURDIR)/bin
 PROGRAMS := $(filter-out cmd/internal,$(patsubst %/,%,$(dir $(wildcard cmd/*/main.go))))
 FUZZTIME ?= 20s
 
+# How the engine's suite runs beyond "go test": behind the plugin process, over each transport (plugin/engine/suite_test.go).
+ENGINE_WAYS ?= plugin/nbdssl plugin/nbd plugin/hotadd plugin/vddk
+
 # Programs are static. Only the race detector needs C.
 export CGO_ENABLED := 0
 
@@ -31,6 +34,7 @@ build: ## build all programs into bin/, static
 test: tools peers build ## run all tests with the race detector; architecture tests are never cached
 	$(GO) test -count=1 ./cmd
 	CGO_ENABLED=1 $(GO) test -race -timeout 45m ./...
+	@for way in $(ENGINE_WAYS); do echo "== the engine's suite over $$way"; VMKEEP_ENGINE_SUITE=$$way $(GO) test -timeout 45m ./plugin/engine; done
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck

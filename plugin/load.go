@@ -166,7 +166,7 @@ func startError(path string, err error) error {
 func environment(lookup func(string) (string, bool)) []string {
 	var env []string
 	for _, name := range []string{"PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR", "RCLONE_CONFIG",
-		"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
+		"VMKEEP_HOST_ROOT", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME", "XDG_RUNTIME_DIR",
 		"SYSTEMROOT", "USERPROFILE", "APPDATA", "LOCALAPPDATA", "TEMP", "TMP"} {
 		if value, ok := lookup(name); ok {
 			env = append(env, name+"="+value)

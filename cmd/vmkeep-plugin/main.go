@@ -54,7 +54,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	log := hclog.New(&hclog.LoggerOptions{Name: plugin.PluginName, Level: level, Output: stderr, JSONFormat: true})
-	service := engine.New(engine.Options{Version: build.Version(), Logger: log})
+	service := engine.New(engine.Options{Version: build.Version(), Logger: log, HostRoot: os.Getenv("VMKEEP_HOST_ROOT")})
 	err := plugin.Serve(service, plugin.ServeOptions{Logger: log})
 	if errors.Is(err, plugin.ErrNotLoaded) {
 		fmt.Fprint(stderr, help)
@@ -114,6 +114,8 @@ It has nothing to do when started by hand. For a command line, run "vmkeep".
   vmkeep-plugin --version    tell the version
   vmkeep-plugin describe     tell as JSON what a host needs to know
   vmkeep-plugin role backup  print the govc line for a vSphere role with the privileges a backup needs (or: restore)
+
+In a container that reads disks by HotAdd, VMKEEP_HOST_ROOT names the directory with the machine's own /sys and /dev.
 
 How a backup application loads it: plugin/proto/README.md in the source.
 `

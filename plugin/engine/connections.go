@@ -15,19 +15,21 @@ import (
 // connections are what one configuration leads to: a vSphere session, made at the first need and shared by all
 // operations, the journal, and repositories, opened by each operation.
 type connections struct {
-	cfg     plugin.Config
-	version string
-	log     hclog.Logger
+	cfg      plugin.Config
+	version  string
+	hostRoot string // see Options
+	log      hclog.Logger
 
-	nfc nfc.Limiter // shared by all disks: an ESXi host has one memory for all NFC sessions
+	nfc       nfc.Limiter // shared by all disks: an ESXi host has one memory for all NFC sessions
+	attaching sync.Mutex  // held from the choice of a place in the proxy until a disk is there
 
 	mu      sync.Mutex
 	client  *vsphere.Client
 	journal *vsphere.Journal
 }
 
-func newConnections(cfg plugin.Config, version string, log hclog.Logger) *connections {
-	return &connections{cfg: cfg, version: version, log: log}
+func newConnections(cfg plugin.Config, opt Options) *connections {
+	return &connections{cfg: cfg, version: opt.Version, hostRoot: opt.HostRoot, log: opt.Logger}
 }
 
 func (c *connections) close() error {

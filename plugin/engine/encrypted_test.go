@@ -49,7 +49,7 @@ func says(lines []string, text string) bool {
 // An encrypted machine's point holds its disks in clear, read over an encrypted connection, with file systems quiesced,
 // which is the best there is for it. It is incremental like any other's.
 func TestEncryptedMachine(t *testing.T) {
-	r := newRig(t, vault(), inProcess)
+	r := newRig(t, vault())
 	rng := seeded(71)
 	r.busy(rng, "vault")
 	r.point("vault")
@@ -88,7 +88,7 @@ func TestEncryptedMachine(t *testing.T) {
 
 // No byte of an encrypted disk crosses the network in clear, whatever is configured; other disks may.
 func TestEncryptedDisksAreNotReadInClear(t *testing.T) {
-	r := newRig(t, vault(), inProcess)
+	r := newRig(t, vault())
 	r.busy(seeded(72), "vault")
 	c := r.config
 	c.Transports = []string{"nbd"}
@@ -117,7 +117,7 @@ func TestEncryptedDiskNeedsItsPrivilege(t *testing.T) {
 	all := vsphere.RoleIDs(vsphere.BackupPrivileges())
 	without := slices.DeleteFunc(slices.Clone(all), func(p string) bool { return p == "Cryptographer.Access" })
 	opt.Users = []lab.User{{Name: "all", Password: "x", Privileges: all}, {Name: "without", Password: "x", Privileges: without}}
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	c := r.config
 	c.VSphere.Username, c.VSphere.Password = "without", "x"
 	r.must(r.Configure(t.Context(), c))
@@ -130,7 +130,7 @@ func TestEncryptedDiskNeedsItsPrivilege(t *testing.T) {
 
 // A restore makes a machine in clear and says so; the old NVRAM, which only the old key opens, stays away from it.
 func TestEncryptedMachineIsRestoredInClear(t *testing.T) {
-	r := newRig(t, vault(), inProcess)
+	r := newRig(t, vault())
 	rng := seeded(73)
 	r.busy(rng, "vault")
 	p := r.point("vault")

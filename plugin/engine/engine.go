@@ -29,6 +29,9 @@ import (
 type Options struct {
 	Version string // of the program, for manifests and reports
 	Logger  hclog.Logger
+	// HostRoot is the directory in which the /sys and /dev of the machine lie that this program runs in, for disks that
+	// are hot-added to it. A container sees others than its machine's, if any.
+	HostRoot string // empty: /
 }
 
 // Engine implements [plugin.Service]. It is safe for concurrent use.
@@ -49,6 +52,9 @@ var _ plugin.Service = (*Engine)(nil)
 func New(opt Options) *Engine {
 	if opt.Logger == nil {
 		opt.Logger = hclog.NewNullLogger()
+	}
+	if opt.HostRoot == "" {
+		opt.HostRoot = "/"
 	}
 	return &Engine{opt: opt, log: opt.Logger, running: map[string]context.CancelCauseFunc{}}
 }
@@ -105,7 +111,7 @@ func (e *Engine) Configure(ctx context.Context, c plugin.Config) error {
 			e.log.Warn("closing the former connections", "error", err)
 		}
 	}
-	e.configured = newConnections(c, e.opt.Version, e.log)
+	e.configured = newConnections(c, e.opt)
 	return nil
 }
 

@@ -121,7 +121,7 @@ func newHistory(r *rig) (*history, string) {
 func (h *history) settled(machines []string, w work, disks int) {
 	h.r.t.Helper()
 	h.r.noTraces("db")
-	have := h.r.lab.Machines()
+	have := h.r.machines()
 	slices.Sort(have)
 	if made := w.target != "" && slices.Contains(have, w.target); made { // it was finished, or it should not be there
 		got := slices.Collect(maps.Values(h.r.contents(w.target)))
@@ -172,7 +172,7 @@ func TestEveryCallMayFail(t *testing.T) {
 		{"answer cut", lab.Truncate()},
 		{"not authenticated", lab.Fail(&types.NotAuthenticated{})},
 	}
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	h, point := newHistory(r)
 	machines := []string{"db"}
 	tried := 0

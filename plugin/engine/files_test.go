@@ -17,7 +17,7 @@ import (
 	"github.com/vmkeep/vmkeep/vsphere/lab/guestdisk"
 )
 
-const guestSize = 256 << 20
+const guestSize = 128 << 20
 
 // guestTree makes a directory of files for a guest and returns it with the files' sums by path.
 func guestTree(t *testing.T) (string, map[string][32]byte) {
@@ -27,7 +27,7 @@ func guestTree(t *testing.T) (string, map[string][32]byte) {
 	rng := seeded(41)
 	for i := range 300 {
 		name := fmt.Sprintf("/srv/d%d/file %d", i%17, i)
-		p := make([]byte, rng.IntN(200<<10))
+		p := make([]byte, rng.IntN(100<<10))
 		fill(rng, p)
 		if i%10 == 0 {
 			p = make([]byte, 1<<20+i)
@@ -58,47 +58,46 @@ func linuxGuest(t *testing.T) (lab.Options, string, map[string][32]byte) {
 
 func TestGuestFilesAreReadFromAPoint(t *testing.T) {
 	opt, _, want := linuxGuest(t)
-	eachWay(t, opt, func(t *testing.T, r *rig) {
-		point := r.backup("guest", nil)
-		var volumes []plugin.File
-		r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { volumes = append(volumes, f); return nil }))
-		if len(volumes) != 1 || volumes[0].Type != "volume" || !strings.Contains(volumes[0].Note, "ext4") {
-			t.Fatalf("volumes: %+v", volumes)
+	r := newRig(t, opt)
+	point := r.backup("guest", nil)
+	var volumes []plugin.File
+	r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { volumes = append(volumes, f); return nil }))
+	if len(volumes) != 1 || volumes[0].Type != "volume" || !strings.Contains(volumes[0].Note, "ext4") {
+		t.Fatalf("volumes: %+v", volumes)
+	}
+	found := map[string]plugin.File{}
+	r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv", Recursive: true}, func(f plugin.File) error { found[f.Path] = f; return nil }))
+	for name := range want {
+		if f, ok := found[name]; !ok || f.Type != "file" || f.Mode != 0o640 {
+			t.Errorf("%s: listed as %+v", name, f)
 		}
-		found := map[string]plugin.File{}
-		r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv", Recursive: true}, func(f plugin.File) error { found[f.Path] = f; return nil }))
-		for name := range want {
-			if f, ok := found[name]; !ok || f.Type != "file" || f.Mode != 0o640 {
-				t.Errorf("%s: listed as %+v", name, f)
-			}
-		}
-		if found["/srv/link"].Link != "d1/file 1" {
-			t.Errorf("the link is listed as %+v", found["/srv/link"])
-		}
+	}
+	if found["/srv/link"].Link != "d1/file 1" {
+		t.Errorf("the link is listed as %+v", found["/srv/link"])
+	}
 
-		var b bytes.Buffer
-		r.must(r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv/d3/file 3"}, func(f plugin.Frame) error {
-			if f.Data == nil {
-				b.Write(make([]byte, f.Length))
-			}
-			b.Write(f.Data)
-			return nil
-		}))
-		if sha256.Sum256(b.Bytes()) != want["/srv/d3/file 3"] {
-			t.Error("the file read differs")
+	var b bytes.Buffer
+	r.must(r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv/d3/file 3"}, func(f plugin.Frame) error {
+		if f.Data == nil {
+			b.Write(make([]byte, f.Length))
 		}
+		b.Write(f.Data)
+		return nil
+	}))
+	if sha256.Sum256(b.Bytes()) != want["/srv/d3/file 3"] {
+		t.Error("the file read differs")
+	}
 
-		b.Reset()
-		r.must(r.TarFiles(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv"}, func(p []byte) error { b.Write(p); return nil }))
-		got := tarSums(t, &b)
-		for name, sum := range want {
-			if got[strings.TrimPrefix(name, "/")] != sum {
-				t.Errorf("%s differs in the archive", name)
-			}
+	b.Reset()
+	r.must(r.TarFiles(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv"}, func(p []byte) error { b.Write(p); return nil }))
+	got := tarSums(t, &b)
+	for name, sum := range want {
+		if got[strings.TrimPrefix(name, "/")] != sum {
+			t.Errorf("%s differs in the archive", name)
 		}
-		err := r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv/nothing"}, func(plugin.Frame) error { return nil })
-		failsWith(t, err, plugin.CodeFile, "nothing")
-	})
+	}
+	err := r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/srv/nothing"}, func(plugin.Frame) error { return nil })
+	failsWith(t, err, plugin.CodeFile, "nothing")
 }
 
 // tarSums hashes the regular files of an archive.
@@ -126,7 +125,7 @@ func tarSums(t *testing.T, r io.Reader) map[string][32]byte {
 
 func TestGuestFilesBecomeResticFiles(t *testing.T) {
 	opt, image, want := linuxGuest(t)
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	both := func(b *plugin.BackupRequest) { b.Files = &plugin.FileSelection{Excludes: []string{"lost+found"}} }
 	r.backup("guest", both)
 
@@ -140,10 +139,10 @@ func TestGuestFilesBecomeResticFiles(t *testing.T) {
 	defer after.Close()
 	r.must(guestdisk.Difference(bytes.NewReader(before), after, guestSize, func(p []byte, off int64) error { return r.lab.Machine("guest").Write(bigKey, p, off) }))
 
-	readBefore := r.lab.NFC().Stats().ReadBytes
+	readBefore := r.hostRead()
 	point := r.backup("guest", both)
 	d := r.disk(point, "scsi0-0")
-	if read := r.lab.NFC().Stats().ReadBytes - readBefore; read > 3*rounded(d)+1<<20 {
+	if read := r.hostRead() - readBefore; read > 3*rounded(d)+1<<20 {
 		t.Errorf("%d bytes were read from the host for %d that changed", read, d.Changed)
 	}
 

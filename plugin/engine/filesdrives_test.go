@@ -20,73 +20,72 @@ func TestWindowsGuestByDriveLetter(t *testing.T) {
 	disks, files := mounttest.Windows(t, t.TempDir())
 	opt := lab.Options{Machines: []lab.Machine{{Name: "windows", Disks: []lab.Disk{{Image: disks[0]}, {Image: disks[1]}}}}}
 	t.Run("selections", func(t *testing.T) { selectByGuestPaths(t, opt, files) })
-	eachWay(t, opt, func(t *testing.T, r *rig) {
-		point := r.backup("windows", nil)
-		list := func(req plugin.FileRequest) map[string]plugin.File {
-			t.Helper()
-			req.Point = point.ID
-			out := map[string]plugin.File{}
-			r.must(r.ListFiles(t.Context(), req, func(f plugin.File) error { out[f.Path] = f; return nil }))
-			return out
+	r := newRig(t, opt)
+	point := r.backup("windows", nil)
+	list := func(req plugin.FileRequest) map[string]plugin.File {
+		t.Helper()
+		req.Point = point.ID
+		out := map[string]plugin.File{}
+		r.must(r.ListFiles(t.Context(), req, func(f plugin.File) error { out[f.Path] = f; return nil }))
+		return out
+	}
+	volumes := list(plugin.FileRequest{})
+	for name, want := range map[string]string{"scsi0-0p2": "Windows 11 Pro, mounted at C:", "scsi0-1p1": "mounted at D:"} {
+		if note := volumes[name].Note; !strings.Contains(note, want) {
+			t.Errorf("%s is listed as %q", name, note)
 		}
-		volumes := list(plugin.FileRequest{})
-		for name, want := range map[string]string{"scsi0-0p2": "Windows 11 Pro, mounted at C:", "scsi0-1p1": "mounted at D:"} {
-			if note := volumes[name].Note; !strings.Contains(note, want) {
-				t.Errorf("%s is listed as %q", name, note)
-			}
+	}
+	if drives := list(plugin.FileRequest{Path: "/"}); len(drives) != 2 || drives["C:"].Type != "dir" || drives["D:"].Type != "dir" {
+		t.Errorf("drives: %+v", drives)
+	}
+	if c := list(plugin.FileRequest{Path: `c:\mnt`}); c["C:/mnt/beside"].Type != "file" || c["C:/mnt/volume"].Type != "dir" {
+		t.Errorf("a directory with a mount point: %+v", c)
+	}
+	if f := list(plugin.FileRequest{Path: `C:\mnt\volume`}); f["C:/mnt/volume/deep"].Type != "dir" {
+		t.Errorf("a mount point: %+v", f)
+	}
+	if f := list(plugin.FileRequest{Path: "/", Recursive: true, Globs: []string{"*.txt"}}); len(f) != 2 || f["D:/Daten/Größe.txt"].Type != "file" || f["C:/Users/Ann/notes.txt"].Type != "file" {
+		t.Errorf("found everywhere: %+v", f)
+	}
+	if f := list(plugin.FileRequest{Volume: `d:\`, Path: `\Daten`}); f["/Daten/Größe.txt"].Type != "file" {
+		t.Errorf("by the volume's letter: %+v", f)
+	}
+	for name, content := range files {
+		if strings.HasPrefix(name, "reserved") {
+			continue
 		}
-		if drives := list(plugin.FileRequest{Path: "/"}); len(drives) != 2 || drives["C:"].Type != "dir" || drives["D:"].Type != "dir" {
-			t.Errorf("drives: %+v", drives)
+		if got := r.readFile(plugin.FileRequest{Point: point.ID, Path: strings.ReplaceAll(name, "/", `\`)}); string(got) != content {
+			t.Errorf("%s: %q", name, got)
 		}
-		if c := list(plugin.FileRequest{Path: `c:\mnt`}); c["C:/mnt/beside"].Type != "file" || c["C:/mnt/volume"].Type != "dir" {
-			t.Errorf("a directory with a mount point: %+v", c)
-		}
-		if f := list(plugin.FileRequest{Path: `C:\mnt\volume`}); f["C:/mnt/volume/deep"].Type != "dir" {
-			t.Errorf("a mount point: %+v", f)
-		}
-		if f := list(plugin.FileRequest{Path: "/", Recursive: true, Globs: []string{"*.txt"}}); len(f) != 2 || f["D:/Daten/Größe.txt"].Type != "file" || f["C:/Users/Ann/notes.txt"].Type != "file" {
-			t.Errorf("found everywhere: %+v", f)
-		}
-		if f := list(plugin.FileRequest{Volume: `d:\`, Path: `\Daten`}); f["/Daten/Größe.txt"].Type != "file" {
-			t.Errorf("by the volume's letter: %+v", f)
-		}
+	}
+	err := r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: `\Users`}, func(plugin.Frame) error { return nil })
+	failsWith(t, err, plugin.CodeFile, "USERS")
+	err = r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/"}, func(plugin.Frame) error { return nil })
+	failsWith(t, err, plugin.CodeFile, "")
+
+	// An archive of a drive has names below it, one of all drives names them, and both cross the mount point.
+	for _, base := range []string{"/", "C:"} {
+		_, sums := r.seen(plugin.FileRequest{Point: point.ID, Path: base})
 		for name, content := range files {
-			if strings.HasPrefix(name, "reserved") {
+			if strings.HasPrefix(name, "reserved") || base == "C:" && !strings.HasPrefix(name, "C:") {
 				continue
 			}
-			if got := r.readFile(plugin.FileRequest{Point: point.ID, Path: strings.ReplaceAll(name, "/", `\`)}); string(got) != content {
-				t.Errorf("%s: %q", name, got)
+			in := strings.TrimPrefix(name, "C:/")
+			if base == "/" {
+				in = "/" + name
+			} else {
+				in = "./" + in
+			}
+			if sums[filepath.Clean(in)] != fmt.Sprintf("%x", sha256.Sum256([]byte(content))) {
+				t.Errorf("%s: not in the archive of %s: %v", in, base, sums)
 			}
 		}
-		err := r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: `\Users`}, func(plugin.Frame) error { return nil })
-		failsWith(t, err, plugin.CodeFile, "USERS")
-		err = r.ReadFile(t.Context(), plugin.FileRequest{Point: point.ID, Path: "/"}, func(plugin.Frame) error { return nil })
-		failsWith(t, err, plugin.CodeFile, "")
-
-		// An archive of a drive has names below it, one of all drives names them, and both cross the mount point.
-		for _, base := range []string{"/", "C:"} {
-			_, sums := r.seen(plugin.FileRequest{Point: point.ID, Path: base})
-			for name, content := range files {
-				if strings.HasPrefix(name, "reserved") || base == "C:" && !strings.HasPrefix(name, "C:") {
-					continue
-				}
-				in := strings.TrimPrefix(name, "C:/")
-				if base == "/" {
-					in = "/" + name
-				} else {
-					in = "./" + in
-				}
-				if sums[filepath.Clean(in)] != fmt.Sprintf("%x", sha256.Sum256([]byte(content))) {
-					t.Errorf("%s: not in the archive of %s: %v", in, base, sums)
-				}
-			}
-		}
-	})
+	}
 }
 
 // selectByGuestPaths: what is stored of a guest's files is chosen by the paths that the guest has.
 func selectByGuestPaths(t *testing.T, opt lab.Options, files map[string]string) {
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	for _, c := range []struct {
 		sel  plugin.FileSelection
 		want []string // of the files; those of others are not stored
@@ -122,7 +121,7 @@ func TestDamagedTableIsListed(t *testing.T) {
 		t.Fatal(err)
 	}
 	opt.Machines[0].Disks = append(opt.Machines[0].Disks, lab.Disk{Image: file})
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	point := r.backup("guest", nil)
 	notes := map[string]string{}
 	r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { notes[f.Path] = f.Note; return nil }))

@@ -246,7 +246,7 @@ func TestDebianGuestFromEveryStorageService(t *testing.T) {
 		"S3":    func(t *testing.T) peers.Peer { return peers.S3(t) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			r := newRig(t, opt, inProcess)
+			r := newRig(t, opt)
 			r.keepAt(peer(t))
 			point := r.backup("debian", nil)
 			if b := r.readFile(plugin.FileRequest{Point: point.ID, Path: "/home/user/notes"}); string(b) != "my notes" {
@@ -284,38 +284,37 @@ func ntfsGuest(t *testing.T) (lab.Options, mounttest.Manifest) {
 
 func TestWindowsGuestKeepsStreams(t *testing.T) {
 	opt, truth := ntfsGuest(t)
-	eachWay(t, opt, func(t *testing.T, r *rig) {
-		point := r.backup("windows", func(b *plugin.BackupRequest) { b.Files = &plugin.FileSelection{} })
-		var volume plugin.File
-		r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { volume = f; return nil }))
-		if volume.Type != "volume" || !strings.Contains(volume.Note, "ntfs") {
-			t.Fatalf("volume %+v", volume)
-		}
-		files, sums := r.seen(plugin.FileRequest{Point: point.ID, Volume: volume.Path, Path: "/"})
-		r.compare("/", truth, files, sums)
+	r := newRig(t, opt)
+	point := r.backup("windows", func(b *plugin.BackupRequest) { b.Files = &plugin.FileSelection{} })
+	var volume plugin.File
+	r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point.ID}, func(f plugin.File) error { volume = f; return nil }))
+	if volume.Type != "volume" || !strings.Contains(volume.Note, "ntfs") {
+		t.Fatalf("volume %+v", volume)
+	}
+	files, sums := r.seen(plugin.FileRequest{Point: point.ID, Volume: volume.Path, Path: "/"})
+	r.compare("/", truth, files, sums)
 
-		dir := t.TempDir()
-		r.restic().Run("restore", point.ID+":/windows/files/"+volume.Path, "--target", dir)
-		streams := 0
-		for _, e := range truth {
-			for s, sum := range e.Streams {
-				streams++
-				where := plugin.FileRequest{Point: point.ID, Volume: volume.Path, Path: "/" + e.Path, Stream: s}
-				if e.Type == "file" && streams <= 3 {
-					if got := sha256.Sum256(r.readFile(where)); fmt.Sprintf("%x", got) != sum {
-						t.Errorf("%s:%s read alone differs", e.Path, s)
-					}
-				}
-				if got := r.fileSum(filepath.Join(dir, e.Path+":"+s)); fmt.Sprintf("%x", got) != sum {
-					t.Errorf("%s:%s restored by restic differs", e.Path, s)
+	dir := t.TempDir()
+	r.restic().Run("restore", point.ID+":/windows/files/"+volume.Path, "--target", dir)
+	streams := 0
+	for _, e := range truth {
+		for s, sum := range e.Streams {
+			streams++
+			where := plugin.FileRequest{Point: point.ID, Volume: volume.Path, Path: "/" + e.Path, Stream: s}
+			if e.Type == "file" && streams <= 3 {
+				if got := sha256.Sum256(r.readFile(where)); fmt.Sprintf("%x", got) != sum {
+					t.Errorf("%s:%s read alone differs", e.Path, s)
 				}
 			}
-			if e.Type == "file" && fmt.Sprintf("%x", r.fileSum(filepath.Join(dir, e.Path))) != e.Hash {
-				t.Errorf("%s restored by restic differs", e.Path)
+			if got := r.fileSum(filepath.Join(dir, e.Path+":"+s)); fmt.Sprintf("%x", got) != sum {
+				t.Errorf("%s:%s restored by restic differs", e.Path, s)
 			}
 		}
-		if streams < 10 {
-			t.Errorf("%d streams were compared only", streams)
+		if e.Type == "file" && fmt.Sprintf("%x", r.fileSum(filepath.Join(dir, e.Path))) != e.Hash {
+			t.Errorf("%s restored by restic differs", e.Path)
 		}
-	})
+	}
+	if streams < 10 {
+		t.Errorf("%d streams were compared only", streams)
+	}
 }

@@ -75,7 +75,7 @@ func TestListingAHugeGuestFetchesLittle(t *testing.T) {
 		return time.Since(start)
 	}
 
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	point := r.backup("huge", nil)
 	took := list(r, point.ID)
 	t.Logf("the first listing took %v from a local repository", took)
@@ -121,20 +121,20 @@ func (r *rig) edited(image string, requests ...string) {
 // systems' metadata and what changed.
 func TestFilesWithoutImagesReadWhatChanged(t *testing.T) {
 	opt, image, want := linuxGuest(t)
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	only := func(b *plugin.BackupRequest) {
 		b.NoImage, b.Files = true, &plugin.FileSelection{Includes: []string{"/srv"}}
 	}
-	start := r.lab.NFC().Stats().ReadBytes
+	start := r.hostRead()
 	r.backup("guest", only)
-	full := r.lab.NFC().Stats().ReadBytes - start
+	full := r.hostRead() - start
 
 	note := filepath.Join(t.TempDir(), "note")
 	r.must(os.WriteFile(note, []byte("written by the guest"), 0o600))
 	r.edited(image, "write "+note+" /srv/new")
-	start = r.lab.NFC().Stats().ReadBytes
+	start = r.hostRead()
 	point := r.backup("guest", only)
-	second := r.lab.NFC().Stats().ReadBytes - start
+	second := r.hostRead() - start
 	t.Logf("the first run read %d bytes, the second %d", full, second)
 	if second > full/4 {
 		t.Errorf("%d bytes were read after %d of the first run", second, full)
@@ -157,7 +157,7 @@ func TestFileThatChangedBehindItsMetadata(t *testing.T) {
 	for name, noImage := range map[string]bool{"with images": false, "files only": true} {
 		t.Run(name, func(t *testing.T) {
 			opt, image, want := linuxGuest(t)
-			r := newRig(t, opt, inProcess)
+			r := newRig(t, opt)
 			files := func(b *plugin.BackupRequest) { b.NoImage, b.Files = noImage, &plugin.FileSelection{} }
 			r.backup("guest", files)
 
@@ -211,7 +211,7 @@ func TestSelectedVolumeThatCannotBeRead(t *testing.T) {
 	}
 	opt, _, _ := linuxGuest(t)
 	opt.Machines[0].Disks = append(opt.Machines[0].Disks, lab.Disk{Image: luks})
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	res := r.tryBackup("guest", func(b *plugin.BackupRequest) {
 		b.Files = &plugin.FileSelection{Volumes: []string{"scsi0-0p1", "scsi0-1"}, Includes: []string{"/srv/d1"}}
 	})

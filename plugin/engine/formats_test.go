@@ -63,7 +63,7 @@ func populateZoo(r *rig) (plugin.Point, map[int32][]byte) {
 }
 
 func TestDirectoryFormatsAreWhatQEMUReads(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	r.scribble(seeded(41), "db", bigKey, mediumSize, 12, 2<<20)
 	point := r.backup("db", nil)
 	want := filepath.Join(t.TempDir(), "want.raw")
@@ -123,7 +123,7 @@ func noneIncomplete(t *testing.T, dir string) {
 
 // An OVA is imported by govmomi, which checks the manifest, into a vSphere whose disks then hold the same.
 func TestOVAIsImported(t *testing.T) {
-	r := newRig(t, zoo(), inProcess)
+	r := newRig(t, zoo())
 	point, want := populateZoo(r)
 	dir := t.TempDir()
 	report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatOVA, Verify: true}, r.note)
@@ -202,7 +202,7 @@ func (r *rig) importOVA(ova, descriptor, name string) string {
 
 // A restore to files that was cut goes on where it stopped.
 func TestDirectoryRestoreGoesOn(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	p := make([]byte, 40<<20)
 	fill(seeded(42), p)
 	r.guest("db", bigKey, p, 1<<20)

@@ -15,8 +15,9 @@ func noCancel() context.Context { return context.Background() }
 const hostVariable = "VMKEEP_ENGINE_TEST_HOST"
 
 type hostOrder struct {
-	Plugin string
-	Config plugin.Config
+	Plugin      string
+	Environment []string
+	Config      plugin.Config
 }
 
 // runHost is that host.
@@ -29,7 +30,7 @@ func runHost(file string) error {
 	if err := json.Unmarshal(b, &o); err != nil {
 		return err
 	}
-	p, err := plugin.Load(context.Background(), plugin.LoadOptions{Path: o.Plugin, Host: "engine tests"})
+	p, err := plugin.Load(context.Background(), plugin.LoadOptions{Path: o.Plugin, Host: "engine tests", Environment: o.Environment})
 	if err != nil {
 		return err
 	}

@@ -5,15 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/vmkeep/vmkeep/vddk"
 	"github.com/vmkeep/vmkeep/vddk/hotadd"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
-// productUUID is where Linux tells the BIOS uuid of the machine it runs in. Only root may read it.
-const productUUID = "/sys/class/dmi/id/product_uuid"
+// productUUID is where Linux tells the BIOS uuid of the machine it runs in, below the root of its /sys and /dev. Only
+// root may read it.
+const productUUID = "sys/class/dmi/id/product_uuid"
+
+// hotadd attaches disks to the proxy.
+func (c *connections) hotadd(vc *vsphere.Client) vddk.Transport {
+	return &hotadd.Transport{Attacher: attacher{conn: c, vc: vc}, Sys: filepath.Join(c.hostRoot, "sys"), Dev: filepath.Join(c.hostRoot, "dev")}
+}
 
 // attacher attaches disks to the machine that this program runs in, where that is one of the vCenter's. Every disk
 // that is attached is in the journal, as an operation of its own.
@@ -42,14 +50,19 @@ func (a attacher) WithAttached(ctx context.Context, at hotadd.Attachment, fn fun
 		return err
 	}
 	defer func() { err = errors.Join(err, op.End()) }()
+	// One at a time: two would choose the same free place.
+	a.conn.attaching.Lock()
+	next := sync.OnceFunc(a.conn.attaching.Unlock)
+	defer next()
 	return proxy.WithAttached(ctx, op, at.Path, func(ctx context.Context, d vsphere.Disk) error {
+		next()
 		return fn(ctx, hotadd.Attached{UUID: d.UUID, Unit: int(d.Unit), Capacity: d.Capacity})
 	})
 }
 
 // proxy finds the machine that this program runs in.
 func (a attacher) proxy(ctx context.Context) (*vsphere.VM, error) {
-	text, err := os.ReadFile(productUUID)
+	text, err := os.ReadFile(filepath.Join(a.conn.hostRoot, productUUID))
 	if err != nil {
 		return nil, fmt.Errorf("it is not known which machine this is (%w): %w", err, vddk.ErrUnsupported)
 	}

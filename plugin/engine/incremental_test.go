@@ -11,7 +11,7 @@ import (
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
-const mediumSize = 96 << 20
+const mediumSize = 48 << 20
 
 // oneDisk is a vSphere with one machine with one disk.
 func oneDisk() lab.Options {
@@ -49,16 +49,16 @@ func rounded(d plugin.PointDisk) int64 { return (d.Changed + 65535) &^ 65535 }
 // After any guest writes an incremental point is, chunk for chunk, the point that reading everything gives, and reads
 // no more from vSphere than what changed, in blocks of 64 KiB.
 func TestIncrementalEqualsFull(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	rng := seeded(7)
-	r.scribble(rng, "db", bigKey, mediumSize, 30, 4<<20)
+	r.scribble(rng, "db", bigKey, mediumSize, 20, 2<<20)
 	r.backup("db", nil)
 	for round := range 8 {
 		switch round % 4 {
 		case 0:
 			r.scribble(rng, "db", bigKey, mediumSize, 1+rng.IntN(20), 64<<10)
 		case 1:
-			r.scribble(rng, "db", bigKey, mediumSize, 3, 8<<20)
+			r.scribble(rng, "db", bigKey, mediumSize, 3, 3<<20)
 		case 2: // one sector
 			r.scribble(rng, "db", bigKey, mediumSize, 1, 512)
 		case 3: // a hole is punched, as zeros
@@ -84,7 +84,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 }
 
 func TestNothingChangedReadsNothing(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	r.scribble(rand.New(rand.NewPCG(3, 3)), "db", bigKey, mediumSize, 10, 1<<20)
 	first := r.backup("db", nil)
 	second := r.backup("db", nil)

@@ -2,7 +2,7 @@ package engine_test
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"net/http"
 	"os"
 	"os/exec"
@@ -16,7 +16,6 @@ import (
 
 	"github.com/vmware/govmomi/vim25/types"
 
-	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
@@ -24,7 +23,7 @@ import (
 func ownPlugin(t *testing.T) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "vmkeep-plugin-killed")
-	if err := os.Link(pluginBinary(t), path); err != nil {
+	if err := os.Link(pluginBinary(), path); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -32,23 +31,11 @@ func ownPlugin(t *testing.T) string {
 
 // kill ends the processes that run a program, as the kernel does when memory runs out: without a word.
 func kill(program string) error {
-	exes, err := filepath.Glob("/proc/[0-9]*/exe")
-	if err != nil {
-		return err
+	pids, err := processes(program)
+	for _, pid := range pids {
+		err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
 	}
-	for _, exe := range exes {
-		if at, err := os.Readlink(exe); err != nil || at != program {
-			continue
-		}
-		var pid int
-		if _, err := fmt.Sscanf(exe, "/proc/%d/exe", &pid); err != nil {
-			return err
-		}
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
-			return err
-		}
-	}
-	return nil
+	return err
 }
 
 // killing is an effect that ends a program before, or right after, a call is performed; the answer never arrives.
@@ -78,7 +65,7 @@ func journalled(p position) bool {
 // The plugin is killed before and after each call that changes vSphere, or, with VMKEEP_FAULTS=all, before and after
 // every call. The next start leaves vSphere as it was, all points restore, and the operation can be done again.
 func TestPluginIsKilledAtEveryStep(t *testing.T) {
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	machines := []string{"db"}
 	off := false
 	untrack := func() { // switching tracking on is a step of a backup, too
@@ -103,7 +90,7 @@ func TestPluginIsKilledAtEveryStep(t *testing.T) {
 				kills++
 				untrack()
 				r.busy(seeded(uint64(kills)), "db")
-				loaded, err := plugin.Load(t.Context(), plugin.LoadOptions{Path: program, Host: "engine tests"})
+				loaded, err := r.at.load(t, program)
 				r.must(err)
 				r.must(loaded.Configure(t.Context(), r.config))
 				var fired atomic.Bool
@@ -152,9 +139,9 @@ func TestPluginOutlivesItsHostToCleanUp(t *testing.T) {
 		after  bool
 	}{{"CreateSnapshot_Task", true}, {"QueryChangedDiskAreas", false}, {"RemoveSnapshot_Task", false}} {
 		t.Run(c.method, func(t *testing.T) {
-			r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+			r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 			h, _ := newHistory(r)
-			order, err := json.Marshal(hostOrder{ownPlugin(t), r.config})
+			order, err := json.Marshal(hostOrder{ownPlugin(t), r.at.environment(), r.config})
 			r.must(err)
 			file := filepath.Join(t.TempDir(), "order")
 			r.must(os.WriteFile(file, order, 0o600))

@@ -8,7 +8,7 @@ import (
 
 // pointAndChange backs the machine up, remembers its disk, and lets the guest change a little.
 func pointAndChange(r *rig) (plugin.Point, [32]byte) {
-	r.scribble(seeded(31), "db", bigKey, mediumSize, 20, 2<<20)
+	r.scribble(seeded(31), "db", bigKey, mediumSize, 10, 2<<20)
 	r.backup("db", nil)
 	r.scribble(seeded(32), "db", bigKey, mediumSize, 3, 100<<10)
 	point := r.backup("db", nil)
@@ -36,27 +36,26 @@ func (r *rig) backsUpAgain(machine string) {
 }
 
 func TestRollbackWritesOnlyWhatDiffers(t *testing.T) {
-	eachWay(t, oneDisk(), func(t *testing.T, r *rig) {
-		point, want := pointAndChange(r)
-		req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreRollback}
-		_, err := r.Restore(t.Context(), req, r.note)
-		failsWith(t, err, plugin.CodeTargetUnsuitable, "power")
-		req.PowerOff = true
-		report, err := r.Restore(t.Context(), req, r.note)
-		r.must(err)
-		if r.sum("db", bigKey, mediumSize) != want {
-			t.Fatal("the disk is not what the point says")
-		}
-		if d := report.Disks[0]; d.Written == 0 || d.Written > 4*(100+128)<<10 || d.Reason != "change tracking" {
-			t.Errorf("rollback wrote %d bytes, reason %q", d.Written, d.Reason)
-		}
-		r.noTraces("db")
-		r.backsUpAgain("db")
-	})
+	r := newRig(t, oneDisk())
+	point, want := pointAndChange(r)
+	req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreRollback}
+	_, err := r.Restore(t.Context(), req, r.note)
+	failsWith(t, err, plugin.CodeTargetUnsuitable, "power")
+	req.PowerOff = true
+	report, err := r.Restore(t.Context(), req, r.note)
+	r.must(err)
+	if r.sum("db", bigKey, mediumSize) != want {
+		t.Fatal("the disk is not what the point says")
+	}
+	if d := report.Disks[0]; d.Written == 0 || d.Written > 4*(100+128)<<10 || d.Reason != "change tracking" {
+		t.Errorf("rollback wrote %d bytes, reason %q", d.Written, d.Reason)
+	}
+	r.noTraces("db")
+	r.backsUpAgain("db")
 }
 
 func TestRollbackWithoutTrackingComparesContent(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	point, want := pointAndChange(r)
 	r.must(r.lab.Machine("db").PowerCut()) // tracking starts anew
 	r.must(r.lab.Machine("db").PowerOff())
@@ -72,7 +71,7 @@ func TestRollbackWithoutTrackingComparesContent(t *testing.T) {
 }
 
 func TestWholeMachineIsRestoredInPlace(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	point, want := pointAndChange(r)
 	_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreInPlace, PowerOff: true, Verify: true}, r.note)
 	r.must(err)
@@ -83,7 +82,7 @@ func TestWholeMachineIsRestoredInPlace(t *testing.T) {
 }
 
 func TestDiskIsAttachedBesideTheOldOne(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	point, want := pointAndChange(r)
 	r.must(r.lab.Machine("db").PowerOff())
 	old := r.sum("db", bigKey, mediumSize)

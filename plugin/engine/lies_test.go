@@ -38,7 +38,7 @@ func TestLiesOfChangeTrackingAreFoundAndHealed(t *testing.T) {
 		{"areas left out, samples audited", lab.DropAreas(1), 0.25},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, littleDisks(), inProcess)
+			r := newRig(t, littleDisks())
 			rng := seeded(61)
 			r.scribble(rng, "db", 2000, littleSize, 6, 1<<20)
 			r.point("db")
@@ -109,7 +109,7 @@ func TestOddAnswersOfChangeTrackingAreNotBelieved(t *testing.T) {
 		}, "the answer contradicts itself"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t, littleDisks(), inProcess)
+			r := newRig(t, littleDisks())
 			rng := seeded(67)
 			r.busy(rng, "db")
 			r.point("db")
@@ -127,7 +127,7 @@ func TestOddAnswersOfChangeTrackingAreNotBelieved(t *testing.T) {
 func TestEveryPageOfChangesIsRead(t *testing.T) {
 	opt := littleDisks()
 	opt.MaxAreas = 3
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	rng := seeded(71)
 	r.busy(rng, "db")
 	r.point("db")

@@ -53,7 +53,7 @@ func TestQuiesceLadder(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := c.machine
 			m.Name, m.Disks = "db", []lab.Disk{{Size: 2 << 20}}
-			r := newRig(t, lab.Options{Machines: []lab.Machine{m}}, inProcess)
+			r := newRig(t, lab.Options{Machines: []lab.Machine{m}})
 			r.must(r.lab.Machine("db").SetFaults(lab.MachineFaults{Quiesce: c.fault}))
 			if c.prepare != nil {
 				c.prepare(r)
@@ -96,7 +96,7 @@ func TestUnprotectableDisks(t *testing.T) {
 		{Size: 2 << 20, Mode: "independent_persistent"},
 		{Size: 2 << 20, Raw: "physicalMode"},
 	}}, {Name: "node", Disks: []lab.Disk{{Size: 2 << 20}, {Size: 2 << 20, Controller: "lsilogic", Bus: 1, SharedBus: true}}}}}
-	r := newRig(t, opt, inProcess)
+	r := newRig(t, opt)
 	r.busyOn("db", 2000, 2<<20)
 	want := r.sum("db", 2000, 2<<20)
 	res := r.tryBackup("db", nil)
@@ -152,7 +152,7 @@ func (r *rig) busyOn(machine string, key int32, size int64) {
 
 // A template is read as it lies, without a snapshot; a second point of it costs nothing.
 func TestTemplates(t *testing.T) {
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "golden", Disks: []lab.Disk{{Size: littleSize}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "golden", Disks: []lab.Disk{{Size: littleSize}}}}})
 	r.busyOn("golden", 2000, littleSize)
 	want := r.contents("golden")
 	r.must(r.lab.Machine("golden").PowerOff())

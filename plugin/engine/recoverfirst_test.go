@@ -12,7 +12,7 @@ import (
 
 // Whatever changes something on vSphere first removes what an interrupted run left there, and says so.
 func TestOperationsBeginByRecovering(t *testing.T) {
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	point := r.point("db").ID
 	only := plugin.Selection{Names: []string{"db"}}
 	for name, do := range map[string]func() error{

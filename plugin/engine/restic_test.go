@@ -18,7 +18,7 @@ func (r *rig) restic() *peers.Runner {
 }
 
 func TestResticWorksOnPoints(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	r.scribble(seeded(11), "db", bigKey, mediumSize, 20, 1<<20)
 	first := r.backup("db", nil)
 	r.scribble(seeded(12), "db", bigKey, mediumSize, 5, 200<<10)
@@ -27,7 +27,7 @@ func TestResticWorksOnPoints(t *testing.T) {
 	restic := r.restic()
 
 	restic.Run("check", "--read-data")
-	if out := restic.Run("snapshots", "--host", "db", "--path", "/db"); !strings.Contains(out, point.ID[:8]) || !strings.Contains(out, first.ID[:8]) || !strings.Contains(out, "96.000 MiB") {
+	if out := restic.Run("snapshots", "--host", "db", "--path", "/db"); !strings.Contains(out, point.ID[:8]) || !strings.Contains(out, first.ID[:8]) || !strings.Contains(out, "48.000 MiB") {
 		t.Errorf("restic snapshots does not show the points with their size:\n%s", out)
 	}
 	ls := restic.Run("ls", point.ID)
@@ -80,7 +80,7 @@ func extentsOf(t *testing.T, descriptor string) (files []string) {
 
 // What restic copied into another repository, with another polynomial and other snapshot ids, restores as well.
 func TestPointCopiedByResticRestores(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	r.scribble(seeded(21), "db", bigKey, mediumSize, 20, 1<<20)
 	r.backup("db", nil)
 	want := r.sum("db", bigKey, mediumSize)

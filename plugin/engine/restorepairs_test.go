@@ -29,7 +29,7 @@ func twoDisksAndAPoint(r *rig) plugin.Point {
 func TestDiskAtAnothersPlaceIsNotOverwritten(t *testing.T) {
 	for _, mode := range []plugin.RestoreMode{plugin.RestoreInPlace, plugin.RestoreRollback} {
 		for _, disks := range [][]string{{"scsi0-0"}, nil} {
-			r := newRig(t, littleDisks(), inProcess)
+			r := newRig(t, littleDisks())
 			point := twoDisksAndAPoint(r)
 			r.must(r.lab.Machine("db").RemoveDisk(firstKey))
 			r.moveDisk("db", secondKey, "db")
@@ -54,7 +54,7 @@ func TestDiskAtAnothersPlaceIsNotOverwritten(t *testing.T) {
 
 // A disk in the place of one that is gone is overwritten, which is said, and never by what change tracking knows of it.
 func TestStrangeDiskIsOverwrittenWithANote(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	point := twoDisksAndAPoint(r)
 	vm := r.lab.Machine("db")
 	r.must(vm.RemoveDisk(firstKey))
@@ -75,7 +75,7 @@ func TestStrangeDiskIsOverwrittenWithANote(t *testing.T) {
 
 // What change tracking forgot once it does not know for any older point, though the disk was read in full since.
 func TestRollbackDistrustsTrackingThatLied(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	r.busy(seeded(211), "db")
 	old := r.point("db")
 	want := r.contents("db")
@@ -114,7 +114,7 @@ func TestRollbackDistrustsTrackingThatLied(t *testing.T) {
 
 // Snapshots of others that came or went since the point end the trust in change tracking, as for a backup.
 func TestRollbackDistrustsTrackingAcrossSnapshots(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	r.busy(seeded(221), "db")
 	r.backup("db", nil) // switches tracking on
 	vm := r.lab.Machine("db")
@@ -140,7 +140,7 @@ func TestRollbackDistrustsTrackingAcrossSnapshots(t *testing.T) {
 
 // A snapshot that leaves its deltas behind ends a rollback before a byte is written under them.
 func TestRollbackStopsAtDisksThatNeedConsolidation(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	point := twoDisksAndAPoint(r)
 	vm := r.lab.Machine("db")
 	r.must(vm.PowerOn())
@@ -174,7 +174,7 @@ func TestRollbackStopsAtDisksThatNeedConsolidation(t *testing.T) {
 
 // What makes a restore impossible is found before the machine is stopped; a guest that can is asked to shut down.
 func TestMachineIsStoppedOnlyForARestoreThatCanBe(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	r.busy(seeded(231), "db")
 	point := r.point("db")
 	vm := r.lab.Machine("db")

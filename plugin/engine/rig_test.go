@@ -3,19 +3,19 @@ package engine_test
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
-	"github.com/vmkeep/vmkeep/plugin/engine"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
 	"github.com/vmkeep/vmkeep/repo/backend/location"
@@ -27,7 +27,10 @@ type rig struct {
 	t *testing.T
 	plugin.Service
 	lab    *lab.Lab
-	config plugin.Config
+	at     reached
+	config plugin.Config // for the way of this run
+
+	inForce plugin.Config // what the engine was configured with last
 
 	mu     sync.Mutex
 	events []plugin.Event
@@ -35,18 +38,14 @@ type rig struct {
 
 const password = peers.Password
 
-// eachWay runs a test with the engine in the same process, and again behind the plugin process.
-func eachWay(t *testing.T, opt lab.Options, fn func(t *testing.T, r *rig)) {
-	t.Run("in process", func(t *testing.T) { fn(t, newRig(t, opt, inProcess)) })
-	t.Run("plugin process", func(t *testing.T) { fn(t, newRig(t, opt, pluginProcess)) })
-}
-
-// newRig starts a lab and makes a repository; connect says how the engine is reached.
-func newRig(t *testing.T, opt lab.Options, connect func(*testing.T) plugin.Service) *rig {
+// newRig starts a lab, makes a repository and reaches an engine, in the way of this run.
+func newRig(t *testing.T, opt lab.Options) *rig {
 	t.Helper()
+	skipException(t)
 	if opt.Dir == "" {
 		opt.Dir = t.TempDir()
 	}
+	at := chosen().prepare(t, &opt)
 	l, err := lab.Start(t.Context(), opt)
 	if err != nil {
 		t.Fatal(err)
@@ -56,15 +55,42 @@ func newRig(t *testing.T, opt lab.Options, connect func(*testing.T) plugin.Servi
 			t.Error("close the lab:", err)
 		}
 	})
-	r := &rig{t: t, lab: l, config: plugin.Config{
+	r := &rig{t: t, lab: l, at: at, config: plugin.Config{
 		VSphere:    plugin.VSphere{URL: l.URL().String(), Thumbprint: l.Thumbprint()},
 		Repository: plugin.RepositoryConfig{Location: filepath.Join(t.TempDir(), "repository"), Password: password},
 		StateDir:   t.TempDir(),
 	}}
-	r.Service = connect(t)
+	at.configure(&r.config, l)
+	t.Cleanup(r.nothingIsLeft)
+	r.Service = at.service(t)
 	r.must(r.Configure(t.Context(), r.config))
 	r.initRepository(r.config.Repository.Location)
 	return r
+}
+
+// nothingIsLeft looks at what the engine, which has ended, has left behind.
+func (r *rig) nothingIsLeft() {
+	for _, name := range []string{"vmkeep-plugin", "vmkeep-vddk"} {
+		pids, err := processes(filepath.Join(filepath.Dir(pluginBinary()), name))
+		if err != nil || len(pids) > 0 {
+			r.t.Errorf("processes of %s are left: %v, %v", name, pids, err)
+		}
+	}
+	if r.at.hostRoot == "" {
+		return
+	}
+	if disks, err := r.lab.Machine(proxyName).Disks(); err != nil || len(disks) != 1 {
+		r.t.Errorf("the proxy has %d disks, want its own: %v", len(disks), err)
+	}
+}
+
+// Configure remembers the configuration.
+func (r *rig) Configure(ctx context.Context, c plugin.Config) error {
+	err := r.Service.Configure(ctx, c)
+	if err == nil {
+		r.inForce = c
+	}
+	return err
 }
 
 // initRepository makes a repository with a key that is cheap to derive: each operation derives it.
@@ -78,69 +104,6 @@ func (r *rig) initRepository(dir string) {
 	rp, err := repo.Init(ctx, be, repo.InitOptions{Password: password, KeyTime: time.Microsecond})
 	r.must(err)
 	r.must(rp.Close())
-}
-
-// inProcess is the engine itself.
-func inProcess(t *testing.T) plugin.Service {
-	e := engine.New(engine.Options{Version: "test"})
-	t.Cleanup(func() {
-		if err := e.Close(); err != nil {
-			t.Error("close the engine:", err)
-		}
-	})
-	return e
-}
-
-// pluginProcess is the engine in the program that hosts load.
-func pluginProcess(t *testing.T) plugin.Service {
-	p, err := plugin.Load(t.Context(), plugin.LoadOptions{Path: pluginBinary(t), Host: "engine tests"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := p.Close(); err != nil {
-			t.Error("close the plugin:", err)
-		}
-	})
-	return p
-}
-
-// built is where TestMain put the plugin.
-var built = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "vmkeep-plugin-test-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "vmkeep-plugin")
-	out, err := exec.Command("go", "build", "-o", path, "github.com/vmkeep/vmkeep/cmd/vmkeep-plugin").CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("build vmkeep-plugin: %w: %s", err, out)
-	}
-	return path, nil
-})
-
-func pluginBinary(t testing.TB) string {
-	t.Helper()
-	path, err := built()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func TestMain(m *testing.M) {
-	if file := os.Getenv(hostVariable); file != "" {
-		if err := runHost(file); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
-	code := m.Run()
-	if path, err := built(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path))
-	}
-	os.Exit(code)
 }
 
 func (r *rig) must(err error) {
@@ -158,8 +121,11 @@ func (r *rig) must(err error) {
 func (r *rig) note(ev plugin.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if n := len(r.events); n > 0 && ev.Operation == r.events[n-1].Operation && ev.Seq != r.events[n-1].Seq+1 {
-		r.t.Errorf("event %d follows %d", ev.Seq, r.events[n-1].Seq)
+	if n := len(r.events); n > 0 && ev.Operation == r.events[n-1].Operation {
+		// Across the wire figures may be left out that newer ones supersede.
+		if last := r.events[n-1].Seq; ev.Seq <= last || ev.Seq != last+1 && !r.at.process {
+			r.t.Errorf("event %d follows %d", ev.Seq, last)
+		}
 	}
 	r.events = append(r.events, ev)
 }
@@ -171,7 +137,26 @@ func (r *rig) backup(machine string, change func(*plugin.BackupRequest)) plugin.
 	if res.Err != nil {
 		r.must(res.Err)
 	}
+	r.readAsChosen(*res.Point)
 	return *res.Point
+}
+
+// readAsChosen demands that the disks of a point were read over the transport of this run, and that none fell back.
+func (r *rig) readAsChosen(p plugin.Point) {
+	r.t.Helper()
+	if !slices.Equal(r.inForce.Transports, r.config.Transports) {
+		return // the test has chosen others
+	}
+	for _, d := range p.Disks {
+		if mark := transportsOfSuite()[r.at.transport]; d.Skipped == "" && !strings.Contains(d.Transport, mark) {
+			r.t.Errorf("disk %s of point %.8s was read over %q, want %q", d.Name, p.ID, d.Transport, mark)
+		}
+	}
+}
+
+// machines lists the machines of the lab but for the proxy, which belongs to the way of the run.
+func (r *rig) machines() []string {
+	return slices.DeleteFunc(r.lab.Machines(), func(n string) bool { return n == proxyName })
 }
 
 func (r *rig) tryBackup(machine string, change func(*plugin.BackupRequest)) plugin.MachineResult {
@@ -212,10 +197,10 @@ func (r *rig) live(machine string, key int32) []byte {
 func (r *rig) sum(machine string, key int32, size int64) (s [sha256.Size]byte) {
 	r.t.Helper()
 	h := sha256.New()
-	buf := make([]byte, 1<<20)
+	vm, buf := r.lab.Machine(machine), make([]byte, 1<<20)
 	for off := int64(0); off < size; off += int64(len(buf)) {
 		p := buf[:min(int64(len(buf)), size-off)]
-		r.must(r.lab.Machine(machine).Read(key, p, off))
+		r.must(vm.Read(key, p, off))
 		_, _ = h.Write(p) // never fails
 	}
 	h.Sum(s[:0])
@@ -256,6 +241,10 @@ func (r *rig) scribble(rng *rand.Rand, machine string, key int32, size int64, n,
 
 // fill makes p random.
 func fill(rng *rand.Rand, p []byte) {
+	for len(p) >= 8 {
+		binary.LittleEndian.PutUint64(p, rng.Uint64())
+		p = p[8:]
+	}
 	for i := range p {
 		p[i] = byte(rng.Uint32())
 	}
@@ -263,6 +252,10 @@ func fill(rng *rand.Rand, p []byte) {
 
 // seeded is a random source for one test.
 func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, seed)) }
+
+// hostRead is how many bytes of disks the lab has served. It stays 0 over transports that read the datastores by
+// themselves: what tests demand of it is that it is not more than something.
+func (r *rig) hostRead() int64 { return r.lab.NFC().Stats().ReadBytes }
 
 // noTraces fails when a machine has a snapshot or needs consolidation.
 func (r *rig) noTraces(machines ...string) {

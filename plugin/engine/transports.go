@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/vmkeep/vmkeep/vddk"
-	"github.com/vmkeep/vmkeep/vddk/hotadd"
 	"github.com/vmkeep/vmkeep/vddk/nfc"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 	"github.com/vmkeep/vmkeep/vsphere"
@@ -34,7 +33,7 @@ func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
 		case "nbdssl", "nbd":
 			out = append(out, &nfc.Transport{Mode: nfc.Mode(name), Ticket: tickets, Limiter: &c.nfc})
 		case "hotadd":
-			out = append(out, &hotadd.Transport{Attacher: attacher{conn: c, vc: vc}})
+			out = append(out, c.hotadd(vc))
 		case "vddk":
 			out = append(out, c.library(vc, modes))
 		}

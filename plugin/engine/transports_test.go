@@ -1,34 +1,77 @@
 package engine_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/vmware/govmomi/vim25/types"
+
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
-// Transports are tried in the configured order, and what a refused one said is told.
+// Transports are tried in the configured order; what those before the one that served had to say is told as events, in
+// that order, and in nothing else: the point is made, and is not worse for it.
 func TestFallingToTheNextTransportIsTold(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	r.scribble(seeded(51), "db", bigKey, mediumSize, 5, 1<<20)
-	c := r.config
-	c.Transports = []string{"vddk:nbdssl", "hotadd", "nbd"}
-	c.VDDKDir = t.TempDir() // holds no library
-	r.must(r.Configure(t.Context(), c))
-	point := r.backup("db", nil)
-	if d := r.disk(point, "scsi0-0"); !strings.HasPrefix(d.Transport, "nbd ") {
-		t.Errorf("the disk was read over %q", d.Transport)
+	r.backup("db", nil)
+	vddkDir := t.TempDir() // holds no library
+	if r.at.library != nil {
+		vddkDir = r.at.library.Dir
+		r.at.library.Control("fault Open code=13")
 	}
-	var told []string
-	for _, ev := range r.events {
-		if ev.Kind == plugin.EventDiagnostic && ev.Diagnostic.Code == plugin.CodeTransport {
-			told = append(told, ev.Diagnostic.Summary+": "+ev.Diagnostic.Detail)
-		}
+	// Nothing is attached to the proxy, where there is one.
+	r.lab.Inject(lab.Fault{Method: "ReconfigVM_Task", Times: -1, Do: lab.Fail(&types.NoPermission{PrivilegeId: "VirtualMachine.Config.AddExistingDisk"})})
+	for _, list := range [][]string{
+		{"vddk:nbdssl", "hotadd", "nbd"}, {"hotadd", "vddk:nbdssl", "nbdssl"}, {"hotadd", "nbd", "nbdssl"}, {"vddk:nbdssl", "nbdssl"},
+	} {
+		t.Run(strings.Join(list, ", "), func(t *testing.T) {
+			c := r.config
+			c.Transports, c.VDDKDir = list, vddkDir
+			r.must(r.Configure(t.Context(), c))
+			r.scribble(seeded(52), "db", bigKey, mediumSize, 2, 64<<10)
+			want := r.contents("db")
+			seen := len(r.events)
+			res := r.tryBackup("db", nil)
+			if res.Err != nil {
+				r.must(res.Err)
+			}
+			serves := slices.IndexFunc(list, func(n string) bool { return strings.HasPrefix(n, "nbd") }) // the first that can
+			if d := r.disk(*res.Point, "scsi0-0"); !strings.HasPrefix(d.Transport, list[serves]+" ") {
+				t.Errorf("the disk was read over %q", d.Transport)
+			}
+			var told []string
+			for _, ev := range r.events[seen:] {
+				if ev.Kind == plugin.EventDiagnostic && ev.Diagnostic.Code == plugin.CodeTransport {
+					if ev.Disk != "scsi0-0" || ev.Diagnostic.Severity != plugin.SeverityWarning || ev.Diagnostic.Detail == "" {
+						t.Errorf("told of disk %q: %+v", ev.Disk, ev.Diagnostic)
+					}
+					told = append(told, ev.Diagnostic.Summary)
+				}
+			}
+			if len(told) != serves {
+				t.Errorf("told of refusals: %q", told)
+			}
+			for i, text := range told {
+				if name, _, _ := strings.Cut(list[i], ":"); !strings.Contains(text, "transport "+name+" ") {
+					t.Errorf("refusal %d is %q, want %s", i+1, text, name)
+				}
+			}
+			if res.Degraded() {
+				t.Errorf("the point counts as degraded: %+v", res.Warnings)
+			}
+			r.exact(*res.Point, want)
+			r.noTraces("db")
+		})
 	}
-	if len(told) != 2 || !strings.Contains(told[0], "vddk") || !strings.Contains(told[1], "hotadd") {
-		t.Errorf("told of refusals: %q", told)
-	}
+}
+
+func TestOddTransportsAreRefused(t *testing.T) {
+	r := newRig(t, lab.Options{})
 	for _, bad := range [][]string{{"carrier pigeon"}, {"nbd:san"}, {"vddk:pigeon"}} {
+		c := r.config
 		c.Transports = bad
 		if err := r.Configure(t.Context(), c); plugin.CodeOf(err) != plugin.CodeInvalid {
 			t.Errorf("transports %q: %v", bad, err)

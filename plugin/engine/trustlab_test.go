@@ -306,7 +306,7 @@ func TestTrustRulesOnAMachine(t *testing.T) {
 			if c.opt != nil {
 				c.opt(&opt)
 			}
-			r := newRig(t, opt, inProcess)
+			r := newRig(t, opt)
 			rng := seeded(41)
 			r.busy(rng, "db")
 			before := r.contents("db")
@@ -339,7 +339,7 @@ func TestRevertIsNeverMissed(t *testing.T) {
 	for _, restarts := range []bool{false, true} {
 		opt := littleDisks()
 		opt.RevertRestartsTracking = restarts
-		r := newRig(t, opt, inProcess)
+		r := newRig(t, opt)
 		rng := seeded(47)
 		vm := r.lab.Machine("db")
 		r.point("db") // change tracking is on from here
@@ -375,7 +375,7 @@ func TestRevertIsNeverMissed(t *testing.T) {
 
 // A machine whose change tracking cannot be switched on is read in full, and the reason is told.
 func TestTrackingIsNotSwitchedOnUnderSnapshots(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	_, err := r.lab.Machine("db").Snapshot("foreign")
 	r.must(err)
 	r.busy(seeded(51), "db")
@@ -400,7 +400,7 @@ func TestTrackingIsNotSwitchedOnUnderSnapshots(t *testing.T) {
 }
 
 func TestTrackingIsResetOnRequest(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	rng := seeded(53)
 	r.busy(rng, "db")
 	before := r.point("db")

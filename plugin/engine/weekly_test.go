@@ -9,7 +9,7 @@ import (
 // Eight weeks of a full read and six increments, with old points forgotten and their space freed between: every kept
 // point restores, and increments go on from points whose elders are gone.
 func TestWeeklyCycleWithForgetAndPrune(t *testing.T) {
-	r := newRig(t, littleDisks(), inProcess)
+	r := newRig(t, littleDisks())
 	h, _ := newHistory(r)
 	rng := seeded(91)
 	for week := range 8 {

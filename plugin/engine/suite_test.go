@@ -1,0 +1,263 @@
+package engine_test
+
+import (
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/plugin/engine"
+	"github.com/vmkeep/vmkeep/vddk/vixdisklib/vixtest"
+	"github.com/vmkeep/vmkeep/vsphere/lab"
+)
+
+// The suite of this package runs in several ways. One run has one way, which the variable below names: how the engine is
+// reached, and over which transport it reads and writes disks.
+//
+//	VMKEEP_ENGINE_SUITE=in-process/nbdssl   as here, what "go test" does without the variable
+//	VMKEEP_ENGINE_SUITE=plugin/hotadd       behind the plugin process
+//
+// "make test" runs the whole suite in process with the race detector, and then, without it, behind the plugin process
+// over every transport: what is different there are the wire and the transports, whose own packages are tested with the
+// detector.
+const wayVariable = "VMKEEP_ENGINE_SUITE"
+
+// way is one way to run the suite.
+type way struct {
+	process   bool   // behind the plugin process
+	transport string // the name that a configuration gives it
+}
+
+func (w way) String() string {
+	return map[bool]string{false: "in-process/", true: "plugin/"}[w.process] + w.transport
+}
+
+// transportsOfSuite are the transports that the suite runs over, each with words of what a point says of a disk that
+// was read over it.
+func transportsOfSuite() map[string]string {
+	return map[string]string{"nbdssl": "nbdssl ", "nbd": "nbd ", "hotadd": "hotadd sd", "vddk": " through libvixDiskLib.so."}
+}
+
+func parseWay(s string) (way, error) {
+	if s == "" {
+		s = "in-process/nbdssl"
+	}
+	how, transport, _ := strings.Cut(s, "/")
+	if _, ok := transportsOfSuite()[transport]; !ok || how != "in-process" && how != "plugin" {
+		return way{}, fmt.Errorf("%s=%s: want in-process or plugin, a slash, and nbdssl, nbd, hotadd or vddk", wayVariable, s)
+	}
+	return way{process: how == "plugin", transport: transport}, nil
+}
+
+// chosen is the way of this run. TestMain has looked at it.
+func chosen() way {
+	w, err := parseWay(os.Getenv(wayVariable))
+	if err != nil {
+		panic(err)
+	}
+	return w
+}
+
+// exception says that a test does not run in some way.
+type exception struct {
+	leftOut func(way) bool
+	why     string
+}
+
+// exceptions lists the tests that do not run in every way. Everything that is not here runs in all of them.
+func exceptions() map[string]exception {
+	notNFC := func(w way) bool { return w.transport != "nbdssl" && w.transport != "nbd" }
+	clear := func(w way) bool { return w.transport != "nbdssl" }
+	const encrypted = "an encrypted disk is read over nbdssl: nbd is refused, the lab's proxy has no keys, and the fake library knows of none"
+	return map[string]exception{
+		"TestEncryptedMachine":                  {clear, encrypted},
+		"TestEncryptedDisksAreNotReadInClear":   {clear, encrypted},
+		"TestEncryptedDiskNeedsItsPrivilege":    {clear, encrypted},
+		"TestEncryptedMachineIsRestoredInClear": {clear, encrypted},
+		"TestOneCutConnectionIsNoFailure":       {notNFC, "a network connection is cut; hot-added disks have none, and the library keeps its own to itself"},
+	}
+}
+
+// skipException ends a test that does not run in the way of this run.
+func skipException(t *testing.T) {
+	t.Helper()
+	name, _, _ := strings.Cut(t.Name(), "/")
+	if e, ok := exceptions()[name]; ok && e.leftOut(chosen()) {
+		t.Skipf("not in %v: %s", chosen(), e.why)
+	}
+}
+
+// Every exception is of a test that exists, gives its reason, and leaves a way in which the test runs.
+func TestExceptionsAreOfTests(t *testing.T) {
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests []string
+	for _, f := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), f, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range parsed.Decls {
+			if fn, ok := d.(*ast.FuncDecl); ok && fn.Recv == nil {
+				tests = append(tests, fn.Name.Name)
+			}
+		}
+	}
+	for name, e := range exceptions() {
+		runs := false
+		for transport := range transportsOfSuite() {
+			runs = runs || !e.leftOut(way{false, transport}) || !e.leftOut(way{true, transport})
+		}
+		if !slices.Contains(tests, name) || e.why == "" || !runs {
+			t.Errorf("%s: exists %v, runs in some way %v, left out because %q", name, slices.Contains(tests, name), runs, e.why)
+		}
+	}
+}
+
+// Where TestMain puts the programs that it builds, for the tests of this process and for its children.
+const builtVariable = "VMKEEP_ENGINE_TEST_PROGRAMS"
+
+func TestMain(m *testing.M) {
+	if file := os.Getenv(hostVariable); file != "" {
+		if err := runHost(file); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) int {
+	w, err := parseWay(os.Getenv(wayVariable))
+	var dir string
+	if err == nil {
+		dir, err = os.MkdirTemp("", "vmkeep-engine-test-")
+	}
+	if err == nil {
+		defer os.RemoveAll(dir)
+		err = errors.Join(buildPrograms(dir, w), os.Setenv(builtVariable, dir),
+			os.Setenv("PATH", dir+string(os.PathListSeparator)+os.Getenv("PATH"))) // where the library's helper is looked for
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return m.Run()
+}
+
+// buildPrograms builds what the way of this run needs, as it is shipped: also when the tests run with the race detector.
+func buildPrograms(dir string, w way) error {
+	build := exec.Command("go", "build", "-o", dir+string(filepath.Separator), "github.com/vmkeep/vmkeep/cmd/vmkeep-plugin", "github.com/vmkeep/vmkeep/cmd/vmkeep-vddk")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the programs: %w: %s", err, out)
+	}
+	if w.transport == "vddk" {
+		return vixtest.Build(dir, libraryVariant())
+	}
+	return nil
+}
+
+func libraryVariant() vixtest.Variant { return vixtest.Variant{Major: 8} }
+
+func pluginBinary() string { return filepath.Join(os.Getenv(builtVariable), "vmkeep-plugin") }
+
+// proxyName is the machine that the engine runs in where disks are hot-added. It is never backed up.
+const proxyName = "proxy"
+
+// reached is how a rig gets at its engine and at disks.
+type reached struct {
+	way
+	hostRoot string           // of the proxy; empty: there is none
+	library  *vixtest.Library // nil: it is not used
+}
+
+// prepare readies the vSphere for the way of this run.
+func (w way) prepare(t *testing.T, opt *lab.Options) reached {
+	t.Helper()
+	r := reached{way: w}
+	switch w.transport {
+	case "hotadd":
+		r.hostRoot = t.TempDir()
+		opt.Machines = append(slices.Clone(opt.Machines), lab.Machine{Name: proxyName, Kernel: r.hostRoot, Disks: []lab.Disk{{Size: 1 << 20}}})
+	case "vddk":
+		r.library = vixtest.New(t, os.Getenv(builtVariable), libraryVariant())
+		r.library.Quiet()
+	}
+	return r
+}
+
+// configure has a configuration use the way's transport. What cannot be written over HotAdd is written over NFC.
+func (r reached) configure(c *plugin.Config, l *lab.Lab) {
+	c.Transports = []string{r.transport}
+	switch r.transport {
+	case "hotadd":
+		c.Transports = append(c.Transports, "nbdssl")
+	case "vddk":
+		c.VDDKDir = r.library.Dir
+		r.library.Keep(l.LinkFile)
+	}
+}
+
+// service is the engine, reached as the way says.
+func (r reached) service(t *testing.T) plugin.Service {
+	t.Helper()
+	if r.process {
+		p, err := r.load(t, pluginBinary())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := p.Close(); err != nil {
+				t.Error("close the plugin:", err)
+			}
+		})
+		return p
+	}
+	e := engine.New(engine.Options{Version: "test", HostRoot: r.hostRoot})
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error("close the engine:", err)
+		}
+	})
+	return e
+}
+
+// load starts a plugin process.
+func (r reached) load(t *testing.T, program string) (*plugin.Loaded, error) {
+	return plugin.Load(t.Context(), plugin.LoadOptions{Path: program, Host: "engine tests", Environment: r.environment()})
+}
+
+func (r reached) environment() []string {
+	if r.hostRoot == "" {
+		return nil
+	}
+	return []string{"VMKEEP_HOST_ROOT=" + r.hostRoot}
+}
+
+// processes lists the processes that run one of the programs in the directory of what TestMain built.
+func processes(program string) (pids []int, err error) {
+	exes, err := filepath.Glob("/proc/[0-9]*/exe")
+	for _, exe := range exes {
+		var pid int
+		if at, err := os.Readlink(exe); err != nil || at != program {
+			continue // another, or gone
+		}
+		if _, err := fmt.Sscanf(exe, "/proc/%d/exe", &pid); err != nil {
+			return nil, err
+		}
+		pids = append(pids, pid)
+	}
+	return pids, err
+}
