@@ -169,9 +169,9 @@ func TestFailedBackupLeavesNothing(t *testing.T) {
 			r.lab.Inject(lab.Fault{Method: "NfcRandomAccessOpenReadonly", Times: -1, Do: permission})
 		}, plugin.CodePermission, "DiskRandomRead"},
 		{"connection cut again and again", nfc, func(r *rig) { r.lab.NFC().SetScenario(nfctest.Scenario{DropAfter: 1 << 20}) }, plugin.CodeTransport, "902"},
-		{"the library refuses the disk", library, func(r *rig) { r.at.library.Control("fault Open code=13") }, plugin.CodeTransport, "DiskRandomRead"},
-		{"the library loses the disk", library, func(r *rig) { r.at.library.Control("fault Read nth=4 code=14009") }, plugin.CodeTransport, "902"},
-		{"the library crashes", library, func(r *rig) { r.at.library.Control("fault Read nth=4 segv") }, plugin.CodeTransport, "VMware's library"},
+		{"the library refuses the disk", library, func(r *rig) { r.at.control("fault Open code=13") }, plugin.CodeTransport, "DiskRandomRead"},
+		{"the library loses the disk", library, func(r *rig) { r.at.control("fault Read nth=4 code=14009") }, plugin.CodeTransport, "902"},
+		{"the library crashes", library, func(r *rig) { r.at.control("fault Read nth=4 segv") }, plugin.CodeTransport, "VMware's library"},
 		{"a disk cannot be attached", hotadd, func(r *rig) {
 			r.lab.Inject(lab.Fault{Method: "ReconfigVM_Task", Times: -1, Do: lab.Fail(&types.NoPermission{PrivilegeId: "VirtualMachine.Config.AddExistingDisk"})})
 		}, plugin.CodePermission, "AddExistingDisk"},
@@ -196,9 +196,7 @@ func TestFailedBackupLeavesNothing(t *testing.T) {
 			r.noPoints()
 			r.lab.ClearFaults()
 			r.lab.NFC().SetScenario(nfctest.Scenario{})
-			if r.at.library != nil {
-				r.at.library.Control()
-			}
+			r.at.control()
 			r.backup("db", nil)
 		})
 	}
@@ -232,9 +230,7 @@ func TestCancelledBackupLeavesNothing(t *testing.T) {
 	r := newRig(t, oneDisk())
 	r.scribble(seeded(6), "db", bigKey, mediumSize, 20, 4<<20)
 	r.lab.NFC().SetScenario(nfctest.Scenario{Bandwidth: 8 << 20}) // slow enough to be caught reading
-	if r.at.library != nil {
-		r.at.library.Control("fault Read delay=100")
-	}
+	r.at.control("fault Read delay=100")
 	r.endsClean(func() {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -250,9 +246,7 @@ func TestCancelledBackupLeavesNothing(t *testing.T) {
 	})
 	r.noTraces("db")
 	r.noPoints()
-	if r.at.library != nil {
-		r.at.library.Control()
-	}
+	r.at.control()
 	r.lab.NFC().SetScenario(nfctest.Scenario{})
 	r.backup("db", nil)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,46 +43,48 @@ func size(t *testing.T, name string) int64 {
 // restic has repaired the index, which then does not tell the lost chunks' lengths any more.
 func TestLostPackCostsItsExtentsOnly(t *testing.T) {
 	for _, repaired := range []bool{false, true} {
-		r := newRig(t, oneDisk())
-		p := make([]byte, 40<<20)
-		fill(seeded(60), p)
-		r.guest("db", bigKey, p, 1<<20)
-		point := r.backup("db", nil)
-		want := r.live("db", bigKey)
-		r.must(os.Remove(r.dataPacks()[0]))
-		if repaired {
-			r.restic().Run("repair", "index")
-		}
-		req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: t.TempDir(), Sparse: true}
-		_, err := r.Restore(t.Context(), req, r.note)
-		failsWith(t, err, plugin.CodeDamaged, "allow-missing")
-		for _, format := range []plugin.RestoreFormat{plugin.FormatRaw, plugin.FormatStreamOptimized} {
-			req.Directory, req.Format, req.AllowMissing, req.Verify = t.TempDir(), format, true, true
-			report, err := r.Restore(t.Context(), req, r.note)
-			r.must(err)
-			lost := report.Disks[0].Lost
-			if len(lost) == 0 || len(report.Notes) == 0 {
-				t.Fatalf("nothing is said to be lost: %+v", report)
+		t.Run(fmt.Sprintf("repaired %v", repaired), func(t *testing.T) {
+			r := newRig(t, oneDisk())
+			p := make([]byte, 40<<20)
+			fill(seeded(60), p)
+			r.guest("db", bigKey, p, 1<<20)
+			point := r.backup("db", nil)
+			want := r.live("db", bigKey)
+			r.must(os.Remove(r.dataPacks()[0]))
+			if repaired {
+				r.restic().Run("repair", "index")
 			}
-			expect := bytes.Clone(want)
-			var n int64
-			for _, e := range lost {
-				clear(expect[e.Off : e.Off+e.Len])
-				n += e.Len
+			req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: t.TempDir(), Sparse: true}
+			_, err := r.Restore(t.Context(), req, r.note)
+			failsWith(t, err, plugin.CodeDamaged, "allow-missing")
+			for _, format := range []plugin.RestoreFormat{plugin.FormatRaw, plugin.FormatStreamOptimized} {
+				req.Directory, req.Format, req.AllowMissing, req.Verify = t.TempDir(), format, true, true
+				report, err := r.Restore(t.Context(), req, r.note)
+				r.must(err)
+				lost := report.Disks[0].Lost
+				if len(lost) == 0 || len(report.Notes) == 0 {
+					t.Fatalf("nothing is said to be lost: %+v", report)
+				}
+				expect := bytes.Clone(want)
+				var n int64
+				for _, e := range lost {
+					clear(expect[e.Off : e.Off+e.Len])
+					n += e.Len
+				}
+				if limit := int64(30 << 20); n < 1<<20 || n > limit && !repaired {
+					t.Errorf("%d bytes are lost, of a pack of 16 MiB", n)
+				}
+				file := filepath.Join(req.Directory, "db", "scsi0-0.raw")
+				if format != plugin.FormatRaw {
+					qemuImg(t, "convert", "-O", "raw", filepath.Join(req.Directory, "db", "scsi0-0.vmdk"), file)
+				}
+				got, err := os.ReadFile(file)
+				r.must(err)
+				if !bytes.Equal(got, expect) {
+					t.Errorf("repaired %v, %s: the rest of the disk is not what it was", repaired, format)
+				}
 			}
-			if limit := int64(30 << 20); n < 1<<20 || n > limit && !repaired {
-				t.Errorf("%d bytes are lost, of a pack of 16 MiB", n)
-			}
-			file := filepath.Join(req.Directory, "db", "scsi0-0.raw")
-			if format != plugin.FormatRaw {
-				qemuImg(t, "convert", "-O", "raw", filepath.Join(req.Directory, "db", "scsi0-0.vmdk"), file)
-			}
-			got, err := os.ReadFile(file)
-			r.must(err)
-			if !bytes.Equal(got, expect) {
-				t.Errorf("repaired %v, %s: the rest of the disk is not what it was", repaired, format)
-			}
-		}
+		})
 	}
 }
 
@@ -145,11 +148,11 @@ func TestFailedRestoreLeavesNothing(t *testing.T) {
 			req.Target.Name = "db2"
 		}
 		for name, c := range map[string]struct {
-			ctx   func() (context.Context, func(plugin.Event))
-			fault nfctest.Scenario
-			code  plugin.Code
+			ctx  func() (context.Context, func(plugin.Event))
+			full bool
+			code plugin.Code
 		}{
-			"datastore full": {fault: nfctest.Scenario{WriteFails: &nfctest.Failure{Code: 8, Text: "There is not enough space on the file system"}}, code: plugin.CodeSpace},
+			"datastore full": {full: true, code: plugin.CodeSpace},
 			"cancelled": {code: plugin.CodeCancelled, ctx: func() (context.Context, func(plugin.Event)) {
 				ctx, cancel := context.WithCancel(t.Context())
 				return ctx, func(ev plugin.Event) {
@@ -160,21 +163,25 @@ func TestFailedRestoreLeavesNothing(t *testing.T) {
 			}},
 		} {
 			t.Run(string(mode)+" "+name, func(t *testing.T) {
-				before := r.lab.Links()
+				before := slices.Sorted(slices.Values(r.lab.Links()))
 				ctx, emit := context.Background(), func(plugin.Event) {}
 				if c.ctx != nil {
 					ctx, emit = c.ctx()
 				}
-				r.lab.NFC().SetScenario(c.fault)
+				if c.full {
+					r.lab.NFC().SetScenario(nfctest.Scenario{WriteFails: &nfctest.Failure{Code: 8, Text: "There is not enough space on the file system"}})
+					r.at.control("fault Write code=8")
+				}
 				_, err := r.Restore(ctx, req, emit)
 				r.lab.NFC().SetScenario(nfctest.Scenario{})
+				r.at.control()
 				if got := plugin.CodeOf(err); got != c.code {
 					t.Errorf("code %q, want %q: %v", got, c.code, err)
 				}
 				if slices.Contains(r.machines(), "db2") {
 					t.Error("half a machine is left")
 				}
-				if after := r.lab.Links(); !slices.Equal(before, after) {
+				if after := slices.Sorted(slices.Values(r.lab.Links())); !slices.Equal(before, after) {
 					t.Errorf("disks before %v, after %v", before, after)
 				}
 				r.journalIsEmpty()

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -29,25 +30,27 @@ func twoDisksAndAPoint(r *rig) plugin.Point {
 func TestDiskAtAnothersPlaceIsNotOverwritten(t *testing.T) {
 	for _, mode := range []plugin.RestoreMode{plugin.RestoreInPlace, plugin.RestoreRollback} {
 		for _, disks := range [][]string{{"scsi0-0"}, nil} {
-			r := newRig(t, littleDisks())
-			point := twoDisksAndAPoint(r)
-			r.must(r.lab.Machine("db").RemoveDisk(firstKey))
-			r.moveDisk("db", secondKey, "db")
-			before := r.contents("db")
-			_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, Disks: disks}, r.note)
-			failsWith(t, err, plugin.CodeTargetUnsuitable, "another disk of the point")
-			for uuid, was := range before {
-				if r.contents("db")[uuid] != was {
-					t.Errorf("%s of %v: a disk was overwritten with another's bytes", mode, disks)
+			t.Run(fmt.Sprintf("%s %q", mode, disks), func(t *testing.T) {
+				r := newRig(t, littleDisks())
+				point := twoDisksAndAPoint(r)
+				r.must(r.lab.Machine("db").RemoveDisk(firstKey))
+				r.moveDisk("db", secondKey, "db")
+				before := r.contents("db")
+				_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, Disks: disks}, r.note)
+				failsWith(t, err, plugin.CodeTargetUnsuitable, "another disk of the point")
+				for uuid, was := range before {
+					if r.contents("db")[uuid] != was {
+						t.Errorf("%s of %v: a disk was overwritten with another's bytes", mode, disks)
+					}
 				}
-			}
-			// The disk itself is found wherever it is.
-			report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, Disks: []string{"scsi0-1"}}, r.note)
-			r.must(err)
-			want := r.pointContent(point, r.disk(point, "scsi0-1"))
-			if got := r.contents("db")[r.disk(point, "scsi0-1").UUID]; got != want {
-				t.Errorf("%s: the moved disk is not what the point says: %+v", mode, report)
-			}
+				// The disk itself is found wherever it is.
+				report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, Disks: []string{"scsi0-1"}}, r.note)
+				r.must(err)
+				want := r.pointContent(point, r.disk(point, "scsi0-1"))
+				if got := r.contents("db")[r.disk(point, "scsi0-1").UUID]; got != want {
+					t.Errorf("%s: the moved disk is not what the point says: %+v", mode, report)
+				}
+			})
 		}
 	}
 }

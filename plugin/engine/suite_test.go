@@ -210,6 +210,13 @@ func (r reached) configure(c *plugin.Config, l *lab.Lab) {
 	}
 }
 
+// control says what goes wrong in VMware's library, where that is used; without lines nothing does.
+func (r reached) control(lines ...string) {
+	if r.library != nil {
+		r.library.Control(lines...)
+	}
+}
+
 // service is the engine, reached as the way says.
 func (r reached) service(t *testing.T) plugin.Service {
 	t.Helper()

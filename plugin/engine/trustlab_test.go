@@ -3,6 +3,7 @@ package engine_test
 import (
 	"context"
 	"crypto/sha256"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -337,39 +338,41 @@ func TestTrustRulesOnAMachine(t *testing.T) {
 // After a revert change ids go on from the snapshot's: once the sequence has caught up, only the events tell.
 func TestRevertIsNeverMissed(t *testing.T) {
 	for _, restarts := range []bool{false, true} {
-		opt := littleDisks()
-		opt.RevertRestartsTracking = restarts
-		r := newRig(t, opt)
-		rng := seeded(47)
-		vm := r.lab.Machine("db")
-		r.point("db") // change tracking is on from here
-		s, err := vm.Snapshot("good state")
-		r.must(err)
-		for round := range 2 {
-			r.busy(rng, "db")
-			r.point("db")
-			for range 1 + round%2 { // twice: the disks run on files of the same names again
+		t.Run(fmt.Sprintf("a revert restarts tracking %v", restarts), func(t *testing.T) {
+			opt := littleDisks()
+			opt.RevertRestartsTracking = restarts
+			r := newRig(t, opt)
+			rng := seeded(47)
+			vm := r.lab.Machine("db")
+			r.point("db") // change tracking is on from here
+			s, err := vm.Snapshot("good state")
+			r.must(err)
+			for round := range 2 {
 				r.busy(rng, "db")
-				r.must(vm.Revert(s))
-				r.must(vm.PowerOn())
-			}
-			if round%2 == 1 { // and other tools move the sequence of change ids on, beyond the last point's
-				for range 3 {
-					x, err := vm.Snapshot("another tool")
-					r.must(err)
-					r.must(vm.RemoveSnapshot(x))
+				r.point("db")
+				for range 1 + round%2 { // twice: the disks run on files of the same names again
+					r.busy(rng, "db")
+					r.must(vm.Revert(s))
+					r.must(vm.PowerOn())
+				}
+				if round%2 == 1 { // and other tools move the sequence of change ids on, beyond the last point's
+					for range 3 {
+						x, err := vm.Snapshot("another tool")
+						r.must(err)
+						r.must(vm.RemoveSnapshot(x))
+					}
+				}
+				p := r.point("db")
+				for _, d := range p.Disks {
+					if d.Incremental {
+						t.Errorf("restarts %v, round %d: disk %s was read incrementally across a revert", restarts, round, d.Name)
+					}
 				}
 			}
-			p := r.point("db")
-			for _, d := range p.Disks {
-				if d.Incremental {
-					t.Errorf("restarts %v, round %d: disk %s was read incrementally across a revert", restarts, round, d.Name)
-				}
+			if n := vm.SnapshotCount(); n != 1 {
+				t.Errorf("the machine has %d snapshots, want the foreign one", n)
 			}
-		}
-		if n := vm.SnapshotCount(); n != 1 {
-			t.Errorf("the machine has %d snapshots, want the foreign one", n)
-		}
+		})
 	}
 }
 

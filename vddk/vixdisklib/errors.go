@@ -56,6 +56,8 @@ func newError(call string, code uint64, text string) *Error {
 		e.kind, e.Remedy = vddk.ErrNotFound, "the machine's id belongs to another server: log in where it was read"
 	case 6, 16053:
 		e.kind, e.Remedy = vddk.ErrUnsupported, "see whether the library is complete: vmkeep doctor --vddk"
+	case 8:
+		e.kind = vddk.ErrNoSpace
 	case 11:
 		e.kind = vddk.ErrReadOnly
 	case 13, 3014:
