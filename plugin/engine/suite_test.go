@@ -25,9 +25,10 @@ import (
 //	VMKEEP_ENGINE_SUITE=in-process/nbdssl   as here, what "go test" does without the variable
 //	VMKEEP_ENGINE_SUITE=plugin/hotadd       behind the plugin process
 //
-// "make test" runs the whole suite in process with the race detector, and then, without it, behind the plugin process
-// over every transport: what is different there are the wire and the transports, whose own packages are tested with the
-// detector.
+// "make test" runs the whole suite in process over nbdssl, with the race detector, and then behind the plugin process over
+// each of the other transports, without it: what is different there are the wire and the transports, whose own packages
+// are tested with the detector. So every test runs in process, behind the process, and over every transport, and the
+// product of all is left out. It is to be had by naming plugin/nbdssl, in-process/vddk and so on.
 const wayVariable = "VMKEEP_ENGINE_SUITE"
 
 // way is one way to run the suite.
