@@ -55,7 +55,7 @@ func (r *rig) backsUpAgainWhole(machine string) {
 
 // Chosen disks of a machine are overwritten wherever they hang, and nothing else of it is touched.
 func TestOnlyTheChosenDisksAreTouched(t *testing.T) {
-	r := newRig(t, everyController(), inProcess)
+	r := newRig(t, everyController())
 	r.busy(seeded(302), "zoo")
 	point := r.point("zoo")
 	saved := r.byPlace("zoo")
@@ -103,7 +103,7 @@ func TestOnlyTheChosenDisksAreTouched(t *testing.T) {
 // A machine with every kind of controller comes back with its bytes wherever it is mapped to; what cannot come along is
 // said.
 func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
-	r := newRig(t, everyController(), inProcess)
+	r := newRig(t, everyController())
 	a := r.admin()
 	vm := r.lab.Machine("zoo")
 	devices, err := a.vm("zoo").Device(t.Context())
@@ -190,7 +190,7 @@ func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
 
 // A point goes to a vSphere that never saw its machine: another vCenter, and an ESXi host alone.
 func TestNewMachineElsewhere(t *testing.T) {
-	r := newRig(t, everyController(), inProcess)
+	r := newRig(t, everyController())
 	r.busy(seeded(330), "zoo")
 	point := r.point("zoo")
 	saved := r.byPlace("zoo")
@@ -205,7 +205,8 @@ func TestNewMachineElsewhere(t *testing.T) {
 			l, err := lab.Start(t.Context(), c.opt)
 			r.must(err)
 			defer func() { r.must(l.Close()) }()
-			there := &rig{t: t, lab: l, config: r.config, Service: inProcess(t)}
+			there := &rig{t: t, lab: l, at: r.at, config: r.config, Service: r.at.service(t)}
+			there.config.Transports, there.config.VDDKDir = []string{"nbdssl"}, "" // proxy and library are the other vSphere's
 			there.config.VSphere = plugin.VSphere{URL: l.URL().String(), Thumbprint: l.Thumbprint()}
 			there.config.StateDir = t.TempDir()
 			there.must(there.Configure(t.Context(), there.config))

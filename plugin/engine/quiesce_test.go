@@ -180,7 +180,7 @@ func TestTemplates(t *testing.T) {
 // Machines are quiesced as the first rule says that names them, else as the request does; VSS hears of its options.
 func TestQuiesceRules(t *testing.T) {
 	const windows = "windows2019srv_64Guest"
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db-1", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}, {Name: "web", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db-1", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}, {Name: "web", Guest: windows, Disks: []lab.Disk{{Size: 1 << 20}}}}})
 	var mu sync.Mutex
 	var asked []types.CreateSnapshotEx_Task
 	r.lab.Inject(lab.Fault{Method: "CreateSnapshotEx_Task", Times: -1, Do: func(w http.ResponseWriter, q *http.Request, next http.Handler) {

@@ -12,7 +12,7 @@ import (
 // While disks are read vCenter does not move them: relocating is disabled before the snapshot is taken, and allowed
 // again after it is gone.
 func TestMachinesAreNotMovedWhileTheyAreRead(t *testing.T) {
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	for _, method := range []string{"DisableMethods", "EnableMethods"} { // of vCenter's internal API, which the simulator lacks
 		r.lab.Inject(lab.Fault{Method: method, Times: -1, Do: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
 			fmt.Fprintf(w, `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><%[1]sResponse xmlns="urn:vim25"></%[1]sResponse></Body></Envelope>`, method)

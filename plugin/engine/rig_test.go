@@ -60,8 +60,8 @@ func newRig(t *testing.T, opt lab.Options) *rig {
 		Repository: plugin.RepositoryConfig{Location: filepath.Join(t.TempDir(), "repository"), Password: password},
 		StateDir:   t.TempDir(),
 	}}
-	at.configure(&r.config, l)
 	t.Cleanup(r.nothingIsLeft)
+	at.configure(&r.config, l)
 	r.Service = at.service(t)
 	r.must(r.Configure(t.Context(), r.config))
 	r.initRepository(r.config.Repository.Location)
@@ -71,9 +71,8 @@ func newRig(t *testing.T, opt lab.Options) *rig {
 // nothingIsLeft looks at what the engine, which has ended, has left behind.
 func (r *rig) nothingIsLeft() {
 	for _, name := range []string{"vmkeep-plugin", "vmkeep-vddk"} {
-		pids, err := processes(filepath.Join(filepath.Dir(pluginBinary()), name))
-		if err != nil || len(pids) > 0 {
-			r.t.Errorf("processes of %s are left: %v, %v", name, pids, err)
+		if err := ended(filepath.Join(filepath.Dir(pluginBinary()), name)); err != nil {
+			r.t.Errorf("%s: %v", name, err)
 		}
 	}
 	if r.at.hostRoot == "" {

@@ -17,7 +17,7 @@ func TestRollbackOfALargeDiskWritesLittle(t *testing.T) {
 		size = 100 << 30
 	}
 	blocks := size / 100 / block
-	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: size}}}}}, inProcess)
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: size}}}}})
 	rng := seeded(401)
 	was := map[int64][]byte{} // what is not zeros, by offset
 	for range 500 {
@@ -67,7 +67,7 @@ func TestRollbackOfALargeDiskWritesLittle(t *testing.T) {
 
 // Sectors decide: of a chunk that differs in one sector, no more than that and its neighbourhood is written.
 func TestRollbackByContentWritesSectors(t *testing.T) {
-	r := newRig(t, oneDisk(), inProcess)
+	r := newRig(t, oneDisk())
 	p := make([]byte, mediumSize)
 	fill(seeded(411), p)
 	r.guest("db", bigKey, p, 0)

@@ -253,19 +253,3 @@ func (r reached) environment() []string {
 	}
 	return []string{"VMKEEP_HOST_ROOT=" + r.hostRoot}
 }
-
-// processes lists the processes that run one of the programs in the directory of what TestMain built.
-func processes(program string) (pids []int, err error) {
-	exes, err := filepath.Glob("/proc/[0-9]*/exe")
-	for _, exe := range exes {
-		var pid int
-		if at, err := os.Readlink(exe); err != nil || at != program {
-			continue // another, or gone
-		}
-		if _, err := fmt.Sscanf(exe, "/proc/%d/exe", &pid); err != nil {
-			return nil, err
-		}
-		pids = append(pids, pid)
-	}
-	return pids, err
-}
