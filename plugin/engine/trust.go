@@ -52,6 +52,10 @@ type machineFacts struct {
 // revertsSince asks vSphere's events whether the machine went back to a snapshot since a point, and returns a reason
 // or nothing. Change ids do not tell: after a revert they go on from the snapshot's, and one from before is accepted
 // and answered with too little as soon as the sequence has caught up.
+//
+// Where the events cannot tell - they were purged, or the server is an ESXi host, which keeps few - what matters is whether
+// there was a snapshot to go back to: without one the machine cannot have gone back to before the point. Going back to
+// after it loses only changes of after that, which are no changes since the point any more.
 func revertsSince(ctx context.Context, vm *vsphere.VM, point *manifest) (string, error) {
 	yes, err := vm.Reverted(ctx, vsphere.Freeze{Begun: point.Begun, Done: point.Frozen})
 	switch {
@@ -61,6 +65,8 @@ func revertsSince(ctx context.Context, vm *vsphere.VM, point *manifest) (string,
 		return "", nil
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
+	case len(point.Machine.Snapshots) == 0:
+		return "", nil
 	}
 	return reasonNoEvents + err.Error(), nil
 }

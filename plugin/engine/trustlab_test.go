@@ -300,6 +300,13 @@ func TestTrustRulesOnAMachine(t *testing.T) {
 		{name: "events purged", do: func(r *rig) string {
 			r.lab.PurgeEvents()
 			return "db"
+		}, want: map[string]string{"scsi0-0": tracked, "scsi0-1": tracked}},
+		{name: "events purged while there was a snapshot to go back to", do: func(r *rig) string {
+			_, err := r.lab.Machine("db").Snapshot("before the update")
+			r.must(err)
+			r.point("db")
+			r.lab.PurgeEvents()
+			return "db"
 		}, want: map[string]string{"scsi0-0": purged, "scsi0-1": purged}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
