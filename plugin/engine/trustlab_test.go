@@ -251,7 +251,7 @@ func TestTrustRulesOnAMachine(t *testing.T) {
 			}
 			r.must(r.lab.Machine("db").PowerOn())
 			return "db"
-		}, want: map[string]string{"scsi0-0": purged, "scsi0-1": purged}},
+		}, want: map[string]string{"scsi0-0": tracked, "scsi0-1": tracked}},
 		{name: "cloned", do: func(r *rig) string {
 			a := r.admin()
 			folder, err := find.NewFinder(a.client.Client).Folder(r.t.Context(), "prod")
