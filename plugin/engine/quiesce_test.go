@@ -205,7 +205,8 @@ func TestQuiesceRules(t *testing.T) {
 		next.ServeHTTP(w, q)
 	}})
 	req := plugin.BackupRequest{
-		Quiesce: plugin.Quiesce{Best: plugin.ConsistencyApplication},
+		Selection: plugin.Selection{Names: []string{"db-1", "web"}},
+		Quiesce:   plugin.Quiesce{Best: plugin.ConsistencyApplication},
 		QuiesceRules: []plugin.QuiesceRule{
 			{Machine: "DB-*", Quiesce: plugin.Quiesce{Timeout: 20 * time.Minute, VSS: plugin.VSS{Backup: "full", Bootable: true, Partial: true}}},
 			{Machine: "db-1", Quiesce: plugin.Quiesce{Best: plugin.ConsistencyCrash}},
