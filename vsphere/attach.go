@@ -186,7 +186,11 @@ func (v *VM) WithAttached(ctx context.Context, op *Operation, path string, fn fu
 	if err != nil {
 		return err
 	}
-	name, key, unit, err := v.choosePlace(devices, "", false)
+	want, err := v.scsiPlace(devices)
+	if err != nil {
+		return err
+	}
+	name, key, unit, err := v.choosePlace(devices, want, false)
 	if err != nil {
 		return err
 	}
@@ -198,6 +202,17 @@ func (v *VM) WithAttached(ctx context.Context, op *Operation, path string, fn fu
 		Backing: &types.VirtualDiskFlatVer2BackingInfo{VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: path},
 			DiskMode: string(types.VirtualDiskModeIndependent_nonpersistent)}}}
 	return v.withDisk(ctx, op, e, dev, fn)
+}
+
+// scsiPlace is a free place of a SCSI controller, the only kind that VMware supports HotAdd for: the guest finds a disk
+// there by its unit, and by no such number on the others.
+func (v *VM) scsiPlace(devices []types.BaseVirtualDevice) (string, error) {
+	free := freePlaces(devices)
+	if len(free) == 0 || !strings.HasPrefix(free[0], "scsi") {
+		return "", &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: "machine " + v.label() + " has no free place on a SCSI controller, and disks are hot-added only there",
+			Remedy: "add a SCSI controller to it"}
+	}
+	return free[0], nil
 }
 
 // withDisk attaches dev as e announces, runs fn, and undoes it: for e.Action "delete" when fn failed, for "detach"
@@ -364,18 +379,4 @@ func (v *VM) detach(ctx context.Context, path string, destroy bool) error {
 		}
 	}
 	return nil
-}
-
-// DetachDisk takes a disk out of the machine and keeps its file.
-func (v *VM) DetachDisk(ctx context.Context, key int32) error {
-	devices, err := v.hardwareNow(ctx)
-	if err != nil {
-		return err
-	}
-	for _, d := range disksOf(devices) {
-		if d.Key == key {
-			return v.detach(ctx, d.Path, false)
-		}
-	}
-	return &Error{Kind: ErrNotFound, Object: v.label(), Summary: fmt.Sprintf("machine %s has no disk with the key %d", v.label(), key), Remedy: "list its disks"}
 }

@@ -219,18 +219,23 @@ func TestDiskPlacesAreChecked(t *testing.T) {
 	if _, err := v.WithNewDisk(w.ctx, DiskSpec{Capacity: mib}, nil); !errors.Is(err, ErrInvalid) {
 		t.Errorf("no operation: %v", err)
 	}
-	if err := v.DetachDisk(w.ctx, 4711); !errors.Is(err, ErrNotFound) {
-		t.Errorf("no such disk: %v", err)
-	}
 }
 
-func TestDiskIsDetached(t *testing.T) {
-	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: 8 * mib}, {Size: mib}}}}})
-	v := w.find("web")
-	d := v.Machine().Disks[1]
-	must(t, v.DetachDisk(w.ctx, d.Key))
-	if now := w.paths("web"); len(now) != 1 || !slices.Contains(w.lab.Links(), d.Path) {
-		t.Errorf("disks %v, files %v", now, w.lab.Links())
+// SATA and NVMe have free places, and none that hot-add can use: nothing is attached there.
+func TestHotAddNeedsSCSI(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Disks: []lab.Disk{{Size: mib}}},
+		{Name: "proxy", Disks: []lab.Disk{{Size: mib, Controller: "sata"}, {Size: mib, Controller: "nvme"}}}}})
+	proxy := w.find("proxy")
+	before := w.paths("proxy")
+	err := proxy.WithAttached(w.ctx, w.begin(), w.find("web").Machine().Disks[0].Path, func(context.Context, Disk) error {
+		t.Error("a disk is attached")
+		return nil
+	})
+	if e := new(Error); !errors.As(err, &e) || e.Kind != ErrUnsuitable || e.Remedy != "add a SCSI controller to it" {
+		t.Errorf("error %v", err)
+	}
+	if now := w.paths("proxy"); !slices.Equal(now, before) {
+		t.Errorf("disks %v, were %v", now, before)
 	}
 }
 

@@ -332,33 +332,6 @@ func TestRevertIsSeen(t *testing.T) {
 	}
 }
 
-// A rollback writes the differences over the live disk: with the old content there it is the old disk again.
-func TestDifferences(t *testing.T) {
-	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Tracking: true, Disks: []lab.Disk{{Size: 8 * mib}, {Size: 2 * mib}}}}})
-	v := w.find("web")
-	key, other := v.Machine().Disks[0].Key, v.Machine().Disks[1].Key
-	w.guestWrite("web", key, 0, 4*mib)
-	old, err := w.lab.Machine("web").ReadLive(key)
-	must(t, err)
-	since := w.changeIDs(v)
-	w.guestWrite("web", key, 3*mib+5, mib)
-	must(t, v.PowerOff(w.ctx))
-	list, err := v.Differences(w.ctx, w.begin(), map[int32]ChangeID{key: since[key], other: "lost/1"})
-	must(t, err)
-	if len(list) != 2 || list[0].Err != nil || !errors.Is(list[1].Err, ErrChangeTracking) {
-		t.Fatalf("%+v", list)
-	}
-	now, err := w.lab.Machine("web").ReadLive(key)
-	must(t, err)
-	for _, e := range list[0].Changed {
-		copy(now[e.Off:e.End()], old[e.Off:e.End()])
-	}
-	if !bytes.Equal(now, old) || list[0].Changed.Bytes() > 2*mib || list[0].Disk.Path != w.state(v).Disks[0].Path {
-		t.Errorf("%v of %s", list[0].Changed, list[0].Disk.Path)
-	}
-	w.clean("web")
-}
-
 // Somebody takes a snapshot while tracking is switched on, and switching it off again fails. The journal keeps that, and
 // the next start switches it off.
 func TestTrackingUnderASnapshotIsTakenBack(t *testing.T) {

@@ -48,39 +48,6 @@ func (s *Snapshot) Allocated(ctx context.Context, d Disk) (extent.Set, error) {
 	return s.query(ctx, d, "*")
 }
 
-// Difference is what changed on a disk of a machine since a point.
-type Difference struct {
-	Disk    Disk       // as the machine has it now
-	Changed extent.Set // bytes that differ, or a superset
-	Err     error      // a [*ChangeTrackingError] when that cannot be told: everything may differ
-}
-
-// Differences says, for the disks with the keys of since, which bytes may differ from what they were at a change id:
-// what a rollback has to write. It takes a snapshot and removes it again; a machine that is off does not change
-// afterwards.
-func (v *VM) Differences(ctx context.Context, op *Operation, since map[int32]ChangeID) ([]Difference, error) {
-	var out []Difference
-	_, err := v.WithSnapshot(ctx, SnapshotOptions{Operation: op, Quiesce: Quiesce{Best: LevelCrash}}, func(ctx context.Context, s *Snapshot) error {
-		for _, d := range s.Disks() {
-			id, asked := since[d.Key]
-			if !asked {
-				continue
-			}
-			set, err := s.Changed(ctx, d, id)
-			if err != nil && !errors.Is(err, ErrChangeTracking) {
-				return err
-			}
-			for _, live := range s.live {
-				if live.Key == d.Key {
-					out = append(out, Difference{Disk: live, Changed: set, Err: err})
-				}
-			}
-		}
-		return nil
-	})
-	return out, err
-}
-
 func (s *Snapshot) trackable(d Disk) error {
 	reason := ""
 	switch {

@@ -46,7 +46,6 @@ type Snapshot struct {
 	vm    *VM
 	id    string
 	disks []Disk
-	live  []Disk // as before the snapshot
 	state *State
 	level Level
 	low   []Lowered
@@ -186,7 +185,7 @@ func (v *VM) frozen(ctx context.Context, live *State, taken SnapshotInfo) (*Snap
 		return nil, fmt.Errorf("snapshot of %s: %w", v.label(), err)
 	}
 	state.Disks = disksOf(ms.Config.Hardware.Device)
-	s := &Snapshot{vm: v, id: taken.ID, state: &state, disks: state.Disks, live: live.Disks, taken: taken.Created}
+	s := &Snapshot{vm: v, id: taken.ID, state: &state, disks: state.Disks, taken: taken.Created}
 	return s, nil
 }
 
