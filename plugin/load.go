@@ -56,7 +56,7 @@ func Load(ctx context.Context, o LoadOptions) (*Loaded, error) {
 	if o.Drain == 0 {
 		o.Drain = DefaultDrain
 	}
-	dir, err := os.MkdirTemp("", "vmkeep-")
+	dir, err := socketDirectory()
 	if err != nil {
 		return nil, &Error{Code: CodeFile, Summary: "cannot make a directory for the plugin's socket", Detail: err.Error(),
 			Remedy: "make room in the directory for temporary files, or set TMPDIR", Err: err}
@@ -92,6 +92,21 @@ func Load(ctx context.Context, o LoadOptions) (*Loaded, error) {
 	}
 	l.Service = raw.(Service)
 	return l, nil
+}
+
+// maxSocketPath is the longest path of a socket, in bytes: sun_path has 104 on macOS and the BSDs, 108 on Linux, with a
+// closing zero. go-plugin's sockets are called "plugin" and up to ten digits.
+const maxSocketPath = 103 - len("/plugin0123456789")
+
+// socketDirectory makes a private directory for the plugin's socket: below the one for temporary files, unless that is too
+// deep for the path of a socket.
+func socketDirectory() (string, error) {
+	dir, err := os.MkdirTemp("", "vmkeep-")
+	if err != nil || len(dir) <= maxSocketPath {
+		return dir, err
+	}
+	short, err := os.MkdirTemp("/tmp", "vmkeep-")
+	return short, errors.Join(err, os.Remove(dir))
 }
 
 // printed takes what a library in the plugin prints past the log.

@@ -412,3 +412,22 @@ func TestLogsArrive(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestDeepTemporaryDirectories: a path of a socket has about 100 bytes, one of a directory for temporary files may have more.
+func TestDeepTemporaryDirectories(t *testing.T) {
+	deep := filepath.Join(t.TempDir(), strings.Repeat("deep/", 30))
+	if err := os.MkdirAll(deep, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("TMPDIR", deep)
+	host := load(t, plugin.LoadOptions{})
+	if _, err := host.Info(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := host.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(deep); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
