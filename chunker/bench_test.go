@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -120,6 +121,55 @@ func BenchmarkRatio(b *testing.B) {
 		}
 		b.ReportMetric(restics.Seconds()/ours.Seconds(), "times-restic")
 	})
+}
+
+// BenchmarkCores cuts as many parts at once as there are CPUs, and reports how many times as fast that is as one alone:
+// a machine with other work shows less than its CPUs.
+func BenchmarkCores(b *testing.B) {
+	c, err := New(testPol)
+	if err != nil {
+		b.Fatal(err)
+	}
+	n := runtime.GOMAXPROCS(0)
+	data := samples(benchSize, 1)["random"]
+	b.SetBytes(int64(n) * benchSize)
+	var alone, together time.Duration
+	for b.Loop() {
+		start := time.Now()
+		cutAll(b, c, data)
+		middle := time.Now()
+		var parts sync.WaitGroup
+		for range n {
+			parts.Go(func() { cutAll(b, c, data) })
+		}
+		parts.Wait()
+		alone, together = alone+middle.Sub(start), together+time.Since(middle)
+	}
+	b.ReportMetric(float64(n)*alone.Seconds()/together.Seconds(), "times-one")
+	b.ReportMetric(float64(n), "CPUs")
+}
+
+// BenchmarkZeros cuts zeros that nobody knew to be zeros, and reports how many times as long as copying twice, which is the
+// least that it must do, that takes.
+func BenchmarkZeros(b *testing.B) {
+	c, err := New(testPol)
+	if err != nil {
+		b.Fatal(err)
+	}
+	data, to := make([]byte, benchSize), make([]byte, 1<<20)
+	b.SetBytes(benchSize)
+	var ours, copying time.Duration
+	for b.Loop() {
+		start := time.Now()
+		cutAll(b, c, data)
+		middle := time.Now()
+		for rest := data; len(rest) > 0; rest = rest[len(to):] {
+			copy(to, rest)
+			copy(to, rest)
+		}
+		ours, copying = ours+middle.Sub(start), copying+time.Since(middle)
+	}
+	b.ReportMetric(ours.Seconds()/copying.Seconds(), "times-copying")
 }
 
 // BenchmarkScan is the search for candidates alone, beside restic/chunker's without copying.
