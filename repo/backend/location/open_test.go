@@ -392,7 +392,7 @@ func TestClientCertificateIsPresented(t *testing.T) {
 }
 
 func TestRatesHoldAndOperationsAreObserved(t *testing.T) {
-	for name, place := range map[string]func(testing.TB) peers.Peer{"local": peers.Local, "rest": places["rest"], "sftp": peers.SFTP, "rclone": places["rclone"]} {
+	for name, place := range map[string]func(testing.TB) peers.Peer{"local": peers.Local, "rest": places["rest"], "s3": peers.S3, "sftp": peers.SFTP, "rclone": places["rclone"]} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			p := place(t)
