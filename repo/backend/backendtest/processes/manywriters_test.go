@@ -159,12 +159,18 @@ func TestManyWritersOfOneS3RepositoryLoseAndDoubleNothing(t *testing.T) {
 
 	// What several stored in the same instant may lie in several packs, as with restic; what is there is never
 	// stored again, and prune leaves one copy.
-	const distinct = writers*rounds*6 + rounds*6
+	const together = 6 // chunks that all writers store in a round
 	plan, err := r.Prune(t.Context(), repo.PruneOptions{DryRun: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%d snapshots, %d packs, %d distinct chunks, %d copies of chunks stored in the same instant", writers*rounds, before.Packs, distinct, plan.DuplicateBlobs)
+	t.Logf("%d snapshots, %d packs, %d blobs, %d copies of chunks stored in the same instant", writers*rounds, before.Packs, before.Blobs, plan.DuplicateBlobs)
+	if most := (writers - 1) * rounds * together; plan.DuplicateBlobs > most {
+		t.Errorf("%d copies; if all writers stored in the same instant what they have in common, there were %d", plan.DuplicateBlobs, most)
+	}
+	if before.Blobs != plan.UsedBlobs+plan.DuplicateBlobs || plan.UnusedBlobs != 0 {
+		t.Errorf("of %d blobs %d are used, %d copies, %d rubbish", before.Blobs, plan.UsedBlobs, plan.DuplicateBlobs, plan.UnusedBlobs)
+	}
 	runWriters(t, p)
 	r2 := openPeer(t, p)
 	defer func() {
@@ -179,9 +185,14 @@ func TestManyWritersOfOneS3RepositoryLoseAndDoubleNothing(t *testing.T) {
 	if plan2.DuplicateBlobs > plan.DuplicateBlobs {
 		t.Errorf("writing the same again doubled %d chunks", plan2.DuplicateBlobs-plan.DuplicateBlobs)
 	}
-	if _, err := r2.Prune(t.Context(), repo.PruneOptions{}); err != nil {
+	if n := plan2.UsedBlobs - plan.UsedBlobs; n != writers*rounds { // a tree each, with other times
+		t.Errorf("writing the same again stored %d blobs, not the %d trees", n, writers*rounds)
+	}
+	if _, err := r2.Prune(t.Context(), repo.PruneOptions{MaxUnused: repo.Unused{None: true}}); err != nil {
 		t.Fatal(err)
 	}
-	wantSound(t, r2.Repository)
+	if after := wantSound(t, r2.Repository); after.Blobs != plan2.UsedBlobs {
+		t.Errorf("%d blobs are left of %d that are used: copies stay", after.Blobs, plan2.UsedBlobs)
+	}
 	peers.Restic(t, p).Run("check", "--read-data")
 }
