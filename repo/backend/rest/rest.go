@@ -404,6 +404,9 @@ func listV2(ctx context.Context, body io.Reader, fn func(backend.FileInfo) error
 		if !backend.IsName(item.Name) {
 			return nil
 		}
+		if item.Size < 0 {
+			return backend.Permanent(fmt.Errorf("listing says that %s has %d bytes", item.Name, item.Size))
+		}
 		return fn(backend.FileInfo{Name: item.Name, Size: item.Size})
 	})
 }
