@@ -43,6 +43,9 @@ func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, f
 	return x.strike()
 }
 
+// errHalf says that the disks of a machine are overwritten in part.
+var errHalf = errors.New("the machine carries the mark of a restore that has not ended")
+
 // carries reports whether the machine's ExtraConfig has something under the key. A machine that is gone has nothing.
 func (v *VM) carries(ctx context.Context, key string) (bool, error) {
 	vm, err := v.read(ctx, "config.extraConfig")

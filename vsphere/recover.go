@@ -129,8 +129,13 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, report *Recove
 		}
 		vm := c.VM(Machine{ID: x.e.Machine, Path: x.e.Path})
 		err := c.undo(ctx, vm, x.e, o.id, x.e.Object)
-		if errors.Is(err, errWhose) {
+		switch {
+		case errors.Is(err, errWhose):
 			l.Keep = keepWhose
+		case errors.Is(err, errHalf):
+			l.Keep = keepHalf
+		}
+		if l.Keep != "" {
 			report.Kept = append(report.Kept, l)
 			continue
 		}
@@ -176,7 +181,11 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 	case EntryMethod:
 		return vm.enableMethods(ctx, operation)
 	case EntryOverwrite:
-		return nil // somebody completed it
+		half, err := vm.carries(ctx, e.Name)
+		if half {
+			return errHalf
+		}
+		return err // without one: another restore completed it
 	case EntryMachine:
 		return c.undoMachine(ctx, e, operation)
 	}
