@@ -65,6 +65,10 @@ soak: build ## back up and restore many changing machines under faults for long:
 	$(GO) run ./cmd/internal/soak $(SOAK)
 	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 60m -v -run TestSoak ./vddk/nfc ./vddk/vixdisklib
 
+.PHONY: faults
+faults: build ## let every call to vSphere of every operation fail, in every way, instead of a sample
+	VMKEEP_FAULTS=all $(GO) test -count=1 -v -timeout 6h -run 'TestEveryCall|TestInterruptedRollback|TestRollbackOfALargeDisk|TestPluginIsKilled|TestKilledAtAnyCall' ./plugin/engine ./vsphere
+
 .PHONY: mutants
 mutants: tools ## damage each guest file system, volume manager and partition table 10,000 times; demand errors within 256 MiB
 	VMKEEP_MUTANTS=10000 $(GO) test -count=1 -v -timeout 3h -run TestDamage ./vddk/mount/...

@@ -40,6 +40,68 @@ func (r *rig) positions(fn func()) (out []position) {
 	return out
 }
 
+// trial is one way for one call of an operation to fail.
+type trial struct {
+	position
+	name string
+	do   lab.Effect
+}
+
+func (f trial) String() string { return f.name + " at " + f.position.String() }
+
+func (f trial) fault() lab.Fault { return lab.Fault{Method: f.method, Nth: f.nth, Do: f.do} }
+
+// effects are the ways for a call to fail, named.
+func effects() []trial {
+	return []trial{
+		{name: "fault", do: lab.Fail(&types.SystemErrorFault{Reason: "a fault of the lab"})},
+		{name: "503", do: lab.HTTPStatus(503)},
+		{name: "reset", do: lab.Reset()},
+		{name: "answer lost", do: lab.LoseAnswer()},
+		{name: "answer cut", do: lab.Truncate()},
+		{name: "not authenticated", do: lab.Fail(&types.NotAuthenticated{})},
+	}
+}
+
+// trials runs fn and lists what its calls are to be tried with: with VMKEEP_FAULTS=all every call with every effect,
+// else the first call of each method with one, which take turns from the turn-th on.
+func (r *rig) trials(turn int, fn func()) (out []trial) {
+	r.t.Helper()
+	all := effects()
+	for _, p := range r.positions(fn) {
+		chosen := all
+		if !exhaustive() {
+			if p.nth != 1 {
+				continue
+			}
+			i := (turn + len(out)) % len(all)
+			chosen = all[i : i+1]
+		}
+		for _, f := range chosen {
+			f.position = p
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// fails demands that an operation that met a fault, where it fails, says what to do, and that recovery then leaves
+// nothing of it.
+func (r *rig) fails(f trial, err error) {
+	r.t.Helper()
+	if err == nil {
+		return
+	}
+	if e := new(plugin.Error); !errors.As(err, &e) || e.Summary == "" || e.Remedy == "" {
+		r.t.Errorf("%v fails with an error that does not help: %#v", f, err)
+	}
+	report, err := r.Recover(r.t.Context(), nil)
+	r.must(err)
+	if len(report.Remaining) > 0 {
+		r.t.Errorf("%v: not undone: %+v", f, report.Remaining)
+	}
+}
+
 // work is something that a host asks for and that changes vSphere; target is the machine it makes, if any.
 type work struct {
 	name   string
@@ -161,56 +223,29 @@ func sameHashes(a, b [][sha256.Size]byte) bool {
 // Whichever call fails, in whichever way: the operation succeeds, or fails with an error that says what to do, and
 // leaves nothing. With VMKEEP_FAULTS=all every call fails in every way, else the first of each kind in one way.
 func TestEveryCallMayFail(t *testing.T) {
-	effects := []struct {
-		name string
-		do   lab.Effect
-	}{
-		{"fault", lab.Fail(&types.SystemErrorFault{Reason: "a fault of the lab"})},
-		{"503", lab.HTTPStatus(503)},
-		{"reset", lab.Reset()},
-		{"answer lost", lab.LoseAnswer()},
-		{"answer cut", lab.Truncate()},
-		{"not authenticated", lab.Fail(&types.NotAuthenticated{})},
-	}
 	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	h, point := newHistory(r)
 	machines := []string{"db"}
 	tried := 0
 	for _, w := range works(point) {
 		again := func() { r.must(r.Configure(t.Context(), r.config)) } // logs out, and in at the next need
-		all := r.positions(func() {
+		trials := r.trials(tried, func() {
 			again()
 			r.must(w.do(r))
 		})
 		h.learn()
 		h.settled(machines, w, 1)
-		done := map[string]bool{}
-		for _, p := range all {
-			for i, e := range effects {
-				if !exhaustive() && (done[p.method] || i != tried%len(effects)) {
-					continue
-				}
-				done[p.method] = true
-				tried++
-				again()
-				r.lab.Inject(lab.Fault{Method: p.method, Nth: p.nth, Do: e.do})
-				err := w.do(r)
-				r.lab.ClearFaults()
-				if e := new(plugin.Error); err != nil && (!errors.As(err, &e) || e.Summary == "" || e.Remedy == "") {
-					t.Errorf("%s with %s at %v fails with an error that does not help: %#v", w.name, effects[i].name, p, err)
-				}
-				if err != nil && t.Context().Err() == nil {
-					report, e := r.Recover(t.Context(), nil)
-					r.must(e)
-					if len(report.Remaining) > 0 {
-						t.Errorf("%s with %s at %v: not undone: %+v", w.name, effects[i].name, p, report.Remaining)
-					}
-				}
-				h.learn()
-				h.settled(machines, w, 1)
-				if t.Failed() {
-					t.Fatalf("after %s with %s at %v: %v", w.name, effects[i].name, p, err)
-				}
+		for _, f := range trials {
+			tried++
+			again()
+			r.lab.Inject(f.fault())
+			err := w.do(r)
+			r.lab.ClearFaults()
+			r.fails(f, err)
+			h.learn()
+			h.settled(machines, w, 1)
+			if t.Failed() {
+				t.Fatalf("after %s with %v: %v", w.name, f, err)
 			}
 		}
 	}

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vmware/govmomi/vim25/types"
-
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
 	"github.com/vmkeep/vmkeep/vddk/nfc/nfctest"
@@ -212,7 +210,7 @@ func (r *rig) listsOnlyOverwrites() {
 }
 
 // Every call of a restore over a machine fails in turn: the end is clear, the journal clean, and running it again
-// completes it. VMKEEP_FAULTS=all tries each position instead of one of each method.
+// completes it. VMKEEP_FAULTS=all tries each position in each way instead of one of each method.
 func TestInterruptedRollbackIsCompletedByAnother(t *testing.T) {
 	r := newRig(t, oneDisk())
 	point, want := pointAndChange(r)
@@ -222,37 +220,34 @@ func TestInterruptedRollbackIsCompletedByAnother(t *testing.T) {
 		r.scribble(seeded(seed), "db", bigKey, mediumSize, 2, 64<<10)
 		r.must(r.lab.Machine("db").PowerOff())
 	}
+	tried := 0
 	for _, mode := range []plugin.RestoreMode{plugin.RestoreRollback, plugin.RestoreInPlace} {
 		req := plugin.RestoreRequest{Point: point.ID, Mode: mode}
-		var calls []position
-		for _, p := range r.positions(func() {
-			_, err := r.Restore(t.Context(), req, nil)
-			r.must(err)
-		}) {
-			if exhaustive() || p.nth == 1 {
-				calls = append(calls, p)
-			}
+		do := func() error {
+			_, err := r.Restore(noCancel(), req, nil)
+			return err
 		}
-		for i, p := range calls {
-			change(uint64(100 + i))
-			undo := r.lab.Inject(lab.Fault{Method: p.method, Nth: p.nth, Do: lab.Fail(&types.SystemError{Reason: "for the test"})})
-			_, err := r.Restore(context.WithoutCancel(t.Context()), req, nil)
+		for _, f := range r.trials(tried, func() { r.must(do()) }) {
+			tried++
+			change(uint64(100 + tried))
+			undo := r.lab.Inject(f.fault())
+			err := do()
 			undo()
 			if err != nil {
 				if e := asError(t, err); e.Summary == "" || e.Remedy == "" {
-					t.Errorf("%s: %+v", p, e)
+					t.Errorf("%v: %+v", f, e)
 				}
-				r.noTraces("db")
 				r.listsOnlyOverwrites()
-				_, err = r.Restore(t.Context(), req, nil)
-				r.must(err)
+				r.noTraces("db")
+				r.must(do())
 			}
 			r.journalIsEmpty()
 			if r.sum("db", bigKey, mediumSize) != want {
-				t.Fatalf("%s, %s: the disk is not what the point says", mode, p)
+				t.Fatalf("%s, %v: the disk is not what the point says", mode, f)
 			}
 		}
 	}
+	t.Logf("%d faults", tried)
 	r.backsUpAgain("db")
 }
 

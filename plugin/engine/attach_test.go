@@ -1,0 +1,160 @@
+package engine_test
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vsphere/lab"
+)
+
+// files are the datastore paths of a machine's disks by their device keys.
+func (r *rig) files(machine string) map[int32]string {
+	r.t.Helper()
+	disks, err := r.lab.Machine(machine).Disks()
+	r.must(err)
+	out := map[int32]string{}
+	for _, d := range disks {
+		out[d.Key] = d.Path
+	}
+	return out
+}
+
+// A disk of the point takes the place of the one that is there now, whose file stays as it is.
+func TestDiskIsAttachedAtItsOriginalPlace(t *testing.T) {
+	r := newRig(t, littleDisks())
+	point := twoDisksAndAPoint(r)
+	before, was := r.byPlace("db"), r.files("db")
+	replaced := r.live("db", firstKey)
+	want := r.pointContent(point, r.disk(point, "scsi0-0"))
+	if before["scsi0-0"] == want {
+		t.Fatal("the guest changed nothing")
+	}
+	report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreAttach, Disks: []string{"scsi0-0"}, Verify: true, PowerOn: true,
+		Target: plugin.Target{Positions: map[string]string{"scsi0-0": "scsi0:0"}}}, r.note)
+	r.must(err)
+	if got := r.byPlace("db"); !maps.Equal(got, map[string]content{"scsi0-0": want, "scsi0-1": before["scsi0-1"]}) {
+		t.Errorf("the machine's disks are not what they should be, at %v", slices.Sorted(maps.Keys(got)))
+	}
+	if d := report.Disks; len(d) != 1 || !d[0].Verified {
+		t.Errorf("the restore reports %+v", d)
+	}
+	if slices.Contains(slices.Collect(maps.Values(r.files("db"))), was[firstKey]) {
+		t.Error("the disk that was there is still attached")
+	}
+	kept, err := r.lab.ReadLink(was[firstKey])
+	r.must(err)
+	if !slices.Equal(kept, replaced) {
+		t.Error("the file of the disk that was there has changed")
+	}
+	r.journalIsEmpty()
+	for _, d := range r.point("db").Disks {
+		restored := d.Name == "scsi0-0"
+		if want := map[bool]string{true: "restored", false: "change tracking"}[restored]; d.Incremental == restored || d.Reason != want {
+			t.Errorf("the backup after the restore: disk %s incremental %v, %q", d.Name, d.Incremental, d.Reason)
+		}
+	}
+	r.busy(seeded(203), "db")
+	for _, d := range r.point("db").Disks {
+		if !d.Incremental {
+			t.Errorf("the second backup after the restore: disk %s is full: %s", d.Name, d.Reason)
+		}
+	}
+}
+
+// A second disk that fails takes the first one back, and what they replaced hangs where it did. On request the first
+// one stays, and is told of.
+func TestDisksAreAttachedAllOrNone(t *testing.T) {
+	places := map[string]string{"scsi0-0": "scsi0:0", "scsi0-1": "scsi0:1"}
+	for name, positions := range map[string]map[string]string{"beside": nil, "in their places": places} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, littleDisks())
+			point := twoDisksAndAPoint(r)
+			r.must(r.lab.SetFreeSpace("ds2", 0))
+			before, files, links := r.byPlace("db"), r.files("db"), slices.Sorted(slices.Values(r.lab.Links()))
+			req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreAttach,
+				Target: plugin.Target{Positions: positions, Provisioning: "thin", Datastores: map[string]string{"scsi0-1": "ds2"}}}
+			_, err := r.Restore(t.Context(), req, r.note)
+			failsWith(t, err, plugin.CodeSpace, "")
+			if got := r.files("db"); !maps.Equal(got, files) || !maps.Equal(r.byPlace("db"), before) {
+				t.Errorf("the machine has disks %v, had %v", got, files)
+			}
+			if now := slices.Sorted(slices.Values(r.lab.Links())); !slices.Equal(now, links) {
+				t.Errorf("files of disks before %v, after %v", links, now)
+			}
+			r.journalIsEmpty()
+
+			req.KeepPartial = true
+			report, err := r.Restore(t.Context(), req, r.note)
+			failsWith(t, err, plugin.CodeSpace, "")
+			if !slices.ContainsFunc(report.Notes, func(d plugin.Diagnostic) bool { return strings.Contains(d.Summary, "was attached and stays") }) {
+				t.Errorf("nothing is said of the disk that stays: %+v", report.Notes)
+			}
+			place := "scsi0-0"
+			if positions == nil {
+				place = "scsi0-2"
+			}
+			if r.byPlace("db")[place] != r.pointContent(point, r.disk(point, "scsi0-0")) {
+				t.Errorf("the disk at %s is not what the point says", place)
+			}
+			r.journalIsEmpty()
+		})
+	}
+}
+
+// Whichever call of an attachment fails: the disk is there, whole, or nothing is, and what it was to replace hangs where
+// it did.
+func TestEveryCallOfAnAttachmentMayFail(t *testing.T) {
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
+	r.busy(seeded(204), "db")
+	point := r.point("db")
+	want := r.pointContent(point, r.disk(point, "scsi0-0"))
+	r.busy(seeded(205), "db")
+	r.must(r.lab.Machine("db").PowerOff())
+	tried := 0
+	for name, positions := range map[string]map[string]string{"beside": nil, "in its place": {"scsi0-0": "scsi0:0"}} {
+		do := func() error {
+			r.must(r.Configure(t.Context(), r.config)) // logs out, and in at the next need
+			_, err := r.Restore(noCancel(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreAttach, Target: plugin.Target{Positions: positions}}, nil)
+			return err
+		}
+		// takeAway removes the disk that was attached beside the machine's own, so that there is always room.
+		takeAway := func() {
+			t.Helper()
+			for key := range r.files("db") {
+				if key != firstKey {
+					r.must(r.lab.Machine("db").RemoveDisk(key))
+				}
+			}
+		}
+		for _, f := range r.trials(tried, func() { r.must(do()) }) {
+			takeAway()
+			tried++
+			files, links, sum := r.files("db"), slices.Sorted(slices.Values(r.lab.Links())), r.sum("db", firstKey, 2<<20)
+			undo := r.lab.Inject(f.fault())
+			err := do()
+			undo()
+			r.fails(f, err)
+			now := r.files("db")
+			if err == nil { // a file that was not there: at another place, or at the same
+				place := "scsi0-1"
+				if positions != nil {
+					place = "scsi0-0"
+				}
+				if maps.Equal(now, files) || r.byPlace("db")[place] != want {
+					t.Errorf("%s, %v: the disk is not there, or not what the point says", name, f)
+				}
+			} else if after := slices.Sorted(slices.Values(r.lab.Links())); !maps.Equal(now, files) || !slices.Equal(after, links) || r.sum("db", firstKey, 2<<20) != sum {
+				t.Errorf("%s, %v: something is left, or missing: disks %v, had %v; files %v, had %v", name, f, now, files, after, links)
+			}
+			r.journalIsEmpty()
+			if t.Failed() {
+				t.Fatalf("after %s, %v: %v", name, f, err)
+			}
+		}
+		takeAway()
+	}
+	t.Logf("%d faults", tried)
+}
