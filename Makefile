@@ -98,11 +98,12 @@ generators:
 	@$(GO) build -o $(BIN)/generators/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 
 .PHONY: peers
-peers: $(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw ## build the programs that repositories are tested against
+peers: $(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw $(BIN)/govc ## build the programs of others that the tests run ours against
 $(BIN)/restic: PEER := github.com/restic/restic/cmd/restic
 $(BIN)/rest-server: PEER := github.com/restic/rest-server/cmd/rest-server
 $(BIN)/versitygw: PEER := github.com/versity/versitygw/cmd/versitygw
-$(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw: testdata/peers/go.mod
+$(BIN)/govc: PEER := github.com/vmware/govmomi/govc
+$(BIN)/restic $(BIN)/rest-server $(BIN)/versitygw $(BIN)/govc: testdata/peers/go.mod
 	@mkdir -p $(BIN)
 	cd testdata/peers && $(GO) build -o $@ $(PEER)
 

@@ -1,12 +1,7 @@
 package engine_test
 
 import (
-	"archive/tar"
-	"bytes"
-	"context"
-	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -14,12 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vmware/govmomi"
-	"github.com/vmware/govmomi/find"
-	"github.com/vmware/govmomi/ovf/importer"
-
 	"github.com/vmkeep/vmkeep/plugin"
-	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
 // qemuImg is QEMU's own judgement.
@@ -37,29 +27,6 @@ func qemuImg(t *testing.T, args ...string) string {
 		t.Fatalf("qemu-img %s: %v\n%s", strings.Join(args, " "), err, out)
 	}
 	return string(out)
-}
-
-// zoo is a machine with a disk on every kind of controller.
-func zoo() lab.Options {
-	return lab.Options{Machines: []lab.Machine{{Name: "zoo (1)", Network: "VM Network", Firmware: "efi", CPUs: 3, MemoryMB: 768, Disks: []lab.Disk{
-		{Size: 20 << 20}, {Size: 5<<20 + 512*1024, Controller: "lsilogic", Bus: 1}, {Size: 3 << 20, Controller: "ide"}}}}}
-}
-
-func zooKeys() []int32 { return []int32{2000, 2016, 3000} }
-
-// populateZoo fills the disks and returns a point and what the disks hold.
-func populateZoo(r *rig) (plugin.Point, map[int32][]byte) {
-	want := map[int32][]byte{}
-	disks, err := r.lab.Machine("zoo (1)").Disks()
-	r.must(err)
-	if len(disks) != len(zooKeys()) {
-		r.t.Fatalf("%d disks", len(disks))
-	}
-	for i, d := range disks {
-		r.scribble(seeded(uint64(50+i)), "zoo (1)", d.Key, d.Size, 8, 1<<20)
-		want[d.Key] = r.live("zoo (1)", d.Key)
-	}
-	return r.backup("zoo (1)", nil), want
 }
 
 func TestDirectoryFormatsAreWhatQEMUReads(t *testing.T) {
@@ -107,6 +74,34 @@ func TestDirectoryFormatsAreWhatQEMUReads(t *testing.T) {
 	}
 }
 
+// A split image has a file for each part of the disk, and QEMU reads over their borders.
+func TestSplitImageOfSeveralParts(t *testing.T) {
+	r := newRig(t, twoDisks())
+	populate(r)
+	point := r.backup("web", nil)
+	want := r.blocks("web", bigKey, bigSize)
+	dir := t.TempDir()
+	req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatSplit, Disks: []string{"scsi0-0"}, Sparse: true}
+	_, err := r.Restore(t.Context(), req, r.note)
+	r.must(err)
+	parts, err := filepath.Glob(filepath.Join(dir, "web", "scsi0-0", "*", "flat.vmdk"))
+	r.must(err)
+	if len(parts) != 2 {
+		t.Fatalf("the parts are %q", parts)
+	}
+	image, raw := filepath.Join(dir, "web", "scsi0-0.vmdk"), filepath.Join(dir, "raw")
+	if info := qemuImg(t, "info", "-f", "vmdk", image); !strings.Contains(info, "twoGbMaxExtentFlat") || !strings.Contains(info, fmt.Sprintf("(%d bytes)", bigSize)) {
+		t.Errorf("qemu-img info:\n%s", info)
+	}
+	qemuImg(t, "convert", "-f", "vmdk", "-O", "raw", image, raw)
+	f, err := os.Open(raw)
+	r.must(err)
+	if blocksOf(t, f, bigSize) != want {
+		t.Error("QEMU reads something else than the disk held")
+	}
+	r.must(f.Close())
+}
+
 // noneIncomplete fails when a restore says that it has not ended.
 func noneIncomplete(t *testing.T, dir string) {
 	t.Helper()
@@ -119,85 +114,6 @@ func noneIncomplete(t *testing.T, dir string) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// An OVA is imported by govmomi, which checks the manifest, into a vSphere whose disks then hold the same.
-func TestOVAIsImported(t *testing.T) {
-	r := newRig(t, zoo())
-	point, want := populateZoo(r)
-	dir := t.TempDir()
-	report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatOVA, Verify: true}, r.note)
-	r.must(err)
-	noneIncomplete(t, dir)
-	ova := filepath.Join(dir, "zoo (1).ova")
-	if len(report.Files) != 1 || report.Files[0] != ova {
-		t.Errorf("files %q", report.Files)
-	}
-	names := untar(t, ova)
-	if got := strings.Join(names, " "); got != "zoo__1_.ovf zoo__1_.mf ide0-0.vmdk scsi0-0.vmdk scsi1-0.vmdk" {
-		t.Errorf("the archive holds %s", got)
-	}
-	made := r.importOVA(ova, "zoo__1_.ovf", "back")
-	disks, err := r.lab.Machine(made).Disks()
-	r.must(err)
-	if len(disks) != len(want) {
-		t.Fatalf("the imported machine has %d disks", len(disks))
-	}
-	for key, content := range want {
-		found := false
-		for _, d := range disks {
-			found = found || bytes.Equal(r.live(made, d.Key), content)
-		}
-		if !found {
-			t.Errorf("no disk of the imported machine is as disk %d was", key)
-		}
-	}
-	r.must(r.lab.Machine(made).PowerOn())
-	r.backup(made, nil)
-}
-
-// untar lists an archive and fails where it is none.
-func untar(t *testing.T, name string) (names []string) {
-	t.Helper()
-	f, err := os.Open(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	for tr := tar.NewReader(f); ; {
-		h, err := tr.Next()
-		if errors.Is(err, io.EOF) {
-			return names
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, h.Name)
-	}
-}
-
-// importOVA does what `govc import.ova -m` does.
-func (r *rig) importOVA(ova, descriptor, name string) string {
-	r.t.Helper()
-	ctx := context.WithoutCancel(r.t.Context())
-	c, err := govmomi.NewClient(ctx, r.lab.URL(), true)
-	r.must(err)
-	defer func() { r.must(c.Logout(ctx)) }()
-	finder := find.NewFinder(c.Client, true)
-	dc, err := finder.DefaultDatacenter(ctx)
-	r.must(err)
-	finder.SetDatacenter(dc)
-	folders, err := dc.Folders(ctx)
-	r.must(err)
-	pool, err := finder.ResourcePool(ctx, "cluster1/Resources")
-	r.must(err)
-	ds, err := finder.Datastore(ctx, "ds2")
-	r.must(err)
-	imp := importer.Importer{Name: name, Client: c.Client, Finder: finder, Datacenter: dc, Datastore: ds, Folder: folders.VmFolder, ResourcePool: pool, VerifyManifest: true,
-		Archive: &importer.TapeArchive{Path: ova, Opener: importer.Opener{Client: c.Client}}, Log: func(s string) (int, error) { return len(s), nil }}
-	_, err = imp.Import(ctx, descriptor, importer.Options{Name: &name, DiskProvisioning: "thin"})
-	r.must(err)
-	return name
 }
 
 // A restore to files that was cut goes on where it stopped.

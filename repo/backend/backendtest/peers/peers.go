@@ -66,7 +66,7 @@ func unavailable(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// Binary is the path of a program built from testdata/peers: restic, rest-server or versitygw.
+// Binary is the path of a program built from testdata/peers: restic, rest-server, versitygw or govc.
 func Binary(t testing.TB, name string) string {
 	t.Helper()
 	root := moduleRoot(t)
