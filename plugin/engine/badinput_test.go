@@ -124,6 +124,27 @@ func TestBadRequestsAreExplained(t *testing.T) {
 	}
 }
 
+// A point of another repository, which is there and whole, is none of this one.
+func TestPointOfAnotherRepository(t *testing.T) {
+	r := newRig(t, oneDisk())
+	r.backup("db", nil)
+	other := r.config
+	other.Repository.Location = filepath.Join(t.TempDir(), "other")
+	r.initRepository(other.Repository.Location)
+	r.must(r.Configure(t.Context(), other))
+	point := r.backup("db", nil)
+	r.must(r.lab.Machine("db").PowerOff())
+	r.endsClean(func() {
+		for _, mode := range []plugin.RestoreMode{plugin.RestoreNew, plugin.RestoreInPlace, plugin.RestoreRollback, plugin.RestoreAttach, plugin.RestoreDirectory} {
+			_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, Directory: t.TempDir(), Target: plugin.Target{Name: map[bool]string{true: "db2"}[mode == plugin.RestoreNew]}}, nil)
+			failsWith(t, err, plugin.CodePointNotFound, point.ID[:8])
+		}
+		err := r.ReadDisk(t.Context(), plugin.ReadDiskRequest{Point: point.ID, Disk: "scsi0-0"}, func(plugin.Frame) error { return nil })
+		failsWith(t, err, plugin.CodePointNotFound, point.ID[:8])
+	})
+	r.noTraces("db")
+}
+
 // endsClean runs fn, and demands that what fn did to the rig's engine is over: every goroutine that it started has ended,
 // and it left no point. Behind the plugin process a process is what could be left; nothingIsLeft looks for it.
 func (r *rig) endsClean(fn func()) {

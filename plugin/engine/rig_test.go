@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
@@ -34,6 +35,13 @@ type rig struct {
 
 	mu     sync.Mutex
 	events []plugin.Event
+	writes map[guestDisk][]extent.Extent // of guests, until touched looks
+}
+
+// guestDisk is a disk as its guest knows it: the machine and the device key.
+type guestDisk struct {
+	machine string
+	key     int32
 }
 
 const password = peers.Password
@@ -223,6 +231,23 @@ func (r *rig) fileSum(name string) (s [sha256.Size]byte) {
 func (r *rig) guest(machine string, key int32, p []byte, off int64) {
 	r.t.Helper()
 	r.must(r.lab.Machine(machine).Write(key, p, off))
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writes == nil {
+		r.writes = map[guestDisk][]extent.Extent{}
+	}
+	at := guestDisk{machine, key}
+	r.writes[at] = append(r.writes[at], extent.Extent{Off: off, Len: int64(len(p))})
+}
+
+// touched is how many bytes the blocks of 64 KiB have that a guest wrote to since it was last asked. That is what
+// vSphere's change tracking tells at best, and its blocks are no smaller.
+func (r *rig) touched(machine string, key int32, size int64) int64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	at := guestDisk{machine, key}
+	defer delete(r.writes, at)
+	return extent.Of(r.writes[at]...).Align(64<<10, size).Bytes()
 }
 
 // scribble makes n random writes of up to limit bytes to a disk, sector aligned, some of them zeros.
