@@ -54,6 +54,10 @@ func newError(call string, code uint64, text string) *Error {
 		e.kind, e.Remedy = vddk.ErrNotFound, "the machine may have moved to another datastore since its configuration was read: try again"
 	case 4000:
 		e.kind, e.Remedy = vddk.ErrNotFound, "the machine's id belongs to another server: log in where it was read"
+	case 5, 31:
+		e.kind, e.Remedy = vddk.ErrLocked, "the library is busy with the machine or the disk for somebody else: try again when other backups of the machine have ended"
+	case 24, 1000, 1002, 16007, 26000:
+		e.Remedy = "vmkeep has used the library wrongly: please report it, with the log"
 	case 6, 16053:
 		e.kind, e.Remedy = vddk.ErrUnsupported, "see whether the library is complete: vmkeep doctor --vddk"
 	case 8:

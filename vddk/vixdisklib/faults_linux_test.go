@@ -57,7 +57,12 @@ func TestCodesOfOpenBecomeQuestionsOfPackageVddk(t *testing.T) {
 	}{
 		{"fault Open code=2", vddk.ErrHostMemory, "fewer disks"},
 		{"fault Open code=4", vddk.ErrNotFound, "not found"},
+		{"fault Open code=5", vddk.ErrLocked, "busy"},
+		{"fault Open code=31", vddk.ErrLocked, "try again"},
+		{"fault Open code=1000", nil, "report"},
+		{"fault Open code=1002", nil, "report"},
 		{"fault Open code=6", vddk.ErrUnsupported, ""},
+		{"sector=4096", vddk.ErrUnsupported, "sectors of 4096 bytes"},
 		{"fault Open code=13", vddk.ErrPermission, "DiskLease"},
 		{"fault Open code=15", vddk.ErrLocked, "already in use"},
 		{"fault Open code=13014", vddk.ErrLocked, ""},
@@ -309,6 +314,12 @@ func TestCancelledOpening(t *testing.T) {
 	until(t, func() bool { return slices.Contains(k.calls()[before:], "Open") })
 	cancel(why)
 	ends(t, "a cancelled opening", wg.Wait)
+	// The library is still in Open, and what closes the disk again waits for it: other disks are served.
+	ends(t, "reading another disk meanwhile", func() {
+		if _, err := d.ReadAt(make([]byte, 512), 0); err != nil {
+			t.Error(err)
+		}
+	})
 	k.lib.Control()
 	again := k.open(spec) // not locked: what was opened late was closed
 	if err := errors.Join(again.Close(), d.Close()); err != nil {

@@ -18,7 +18,8 @@ type disk struct {
 	ended  chan struct{}
 }
 
-// queue is how many requests may wait for a disk's thread; the client has at most wire.Depth transfers under way.
+// queue is how many requests may wait for a disk's thread; the client has at most wire.Depth transfers under way, and a
+// flush or a question now and then.
 const queue = 4 * wire.Depth
 
 // run is the disk's thread. It was made after the library was initialised, as thread-local storage of version 7 wants.
@@ -42,16 +43,27 @@ func (s *server) onDisk(number uint32, request uint64, f func(*disk)) error {
 	if number >= wire.Disks {
 		return fmt.Errorf("disk %d: %w", number, wire.ErrFrame)
 	}
+	if err := s.post(number, f); err != nil {
+		s.answer(request, nil, err)
+	}
+	return nil
+}
+
+// post gives work to a disk's thread. It never waits: who listens to the client posts for all disks.
+func (s *server) post(number uint32, f func(*disk)) error {
 	// close takes the disk out of the table under the same lock before it closes work.
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d := s.disks[number]
 	if d == nil {
-		s.answer(request, nil, fmt.Errorf("disk %d is not open", number))
-		return nil
+		return fmt.Errorf("disk %d is not open", number)
 	}
-	d.work <- func() { f(d) }
-	return nil
+	select {
+	case d.work <- func() { f(d) }:
+		return nil
+	default:
+		return fmt.Errorf("disk %d: more than %d requests wait", number, queue)
+	}
 }
 
 func (s *server) open(o wire.Opening) (any, error) {
@@ -114,7 +126,7 @@ func (d *disk) flush(number uint64) {
 
 func (d *disk) blocks(number uint64, r wire.Range) {
 	if !d.s.lib.Allocation {
-		d.s.answer(number, nil, &library.Error{Call: "QueryAllocatedBlocks", Full: notSupported, Text: "this version of the library does not have it"})
+		d.s.answer(number, nil, &library.Error{Call: "QueryAllocatedBlocks", Full: library.NotSupported, Text: "this version of the library does not have it"})
 		return
 	}
 	list, err := d.s.lib.Blocks(d.handle, r.First, r.Sectors, wire.ChunkSize/wire.SectorSize)
@@ -133,6 +145,3 @@ func (d *disk) blocks(number uint64, r wire.Range) {
 	}
 	d.s.send(wire.Frame{Kind: wire.Reply, Number: number, Body: wire.AppendBlocks(wire.EncodeReply(0, nil), merged)})
 }
-
-// notSupported is VIX_E_NOT_SUPPORTED.
-const notSupported = 6

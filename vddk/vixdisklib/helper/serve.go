@@ -24,6 +24,11 @@ import (
 // grace is how long the library may take to let go of everything once the client is gone.
 const grace = 30 * time.Second
 
+// mainQueue is how many requests may wait for the main thread, so that a long one does not hold up transfers, which come
+// after them through the same socket: of each disk number an opening and, when nobody waits for it any more, a closing;
+// and a few of the connection.
+const mainQueue = 2*wire.Disks + 8
+
 // server is the state of the process. All but disks and the socket belongs to the main thread.
 type server struct {
 	socket *os.File
@@ -63,7 +68,7 @@ func Main() error {
 	if err := unix.SetNonblock(wire.SocketFile, true); err != nil {
 		return err
 	}
-	s := &server{socket: os.NewFile(wire.SocketFile, "client"), memory: memory, main: make(chan func()), prepared: map[string]*library.Params{}}
+	s := &server{socket: os.NewFile(wire.SocketFile, "client"), memory: memory, main: make(chan func(), mainQueue), prepared: map[string]*library.Params{}}
 	ended := make(chan error, 1)
 	go func() { ended <- s.listen() }()
 	for {
@@ -204,7 +209,7 @@ func (s *server) init(l wire.Library) (any, error) {
 		return nil, err
 	}
 	s.lib = lib
-	return wire.Loaded{Path: lib.Path, Major: lib.Major, Modes: lib.Modes(), Allocation: lib.Allocation, Async: lib.HasAsync}, nil
+	return wire.Loaded{Path: lib.Path, Major: lib.Major, Modes: lib.Modes(), Allocation: lib.Allocation}, nil
 }
 
 func (s *server) newParams(c wire.Connection) (*library.Params, error) {

@@ -7,6 +7,7 @@
 //	password=P cookie=C      what ConnectEx wants (else it takes all); others give code 3014
 //	thumbprint=T             another one is noticed at Open, as code 1, not at ConnectEx
 //	modes=nbdssl:nbd         transports there are; asking for others only falls back to nbdssl
+//	sector=4096              bytes of a logical sector, as GetInfo of 7.0 and later tells them; else 512
 //	needs-snapshot=1         Open without a snapshot gives code 13
 //	affinity=1               a handle belongs to the thread that uses it first
 //	keeper=SOCKET            who has the disks, instead of the library's own directory, see [Library.Keep]

@@ -3,6 +3,7 @@
 package library
 
 import (
+	"fmt"
 	"unsafe"
 )
 
@@ -92,16 +93,24 @@ func (l *Library) Open(c Connection, path string, flags uint32) (Disk, error) {
 // Close closes a disk. No transfer may be in flight.
 func (l *Library) Close(d Disk) error { return l.check("Close", l.f.Close(uintptr(d))) }
 
-// Sectors is the capacity. Of the Info structure only the capacity at 24 is read, which every version has; the sizes of
-// sectors behind 56 are 7.0's, and reading them from an older library would be reading foreign memory.
+// Sectors is the capacity in sectors of 512 bytes. Of the Info structure the capacity at 24 is in every version; the size
+// of logical sectors at 56 is 7.0's, and reading it from an older library would be reading foreign memory. A disk whose
+// sectors are of another size is refused: in which of them the library then counts is told nowhere.
 func (l *Library) Sectors(d Disk) (uint64, error) {
 	var info unsafe.Pointer
 	if err := l.check("GetInfo", l.f.GetInfo(uintptr(d), unsafe.Pointer(&info))); err != nil {
 		return 0, err
 	}
 	defer l.f.FreeInfo(info)
+	if l.Major >= 7 {
+		if size := *(*uint32)(unsafe.Add(info, 56)); size != 0 && size != sector {
+			return 0, &Error{Call: "GetInfo", Full: NotSupported, Text: fmt.Sprintf("the disk has sectors of %d bytes, and only %d is supported", size, sector)}
+		}
+	}
 	return *(*uint64)(unsafe.Add(info, 24)), nil
 }
+
+const sector = 512 // bytes
 
 // Mode is the transport the disk is served by.
 func (l *Library) Mode(d Disk) string { return text(l.f.GetTransportMode(uintptr(d))) }
@@ -114,24 +123,20 @@ type Transfer struct {
 }
 
 // Start begins a transfer. Its memory stays the library's until done was called, exactly once, from any thread, perhaps
-// before Start returns. Without asynchronous calls it is done when Start returns.
+// before Start returns.
 func (l *Library) Start(d Disk, t Transfer, done func(error)) {
-	n := uint64(len(t.Buf) / 512)
+	n := uint64(len(t.Buf) / sector)
 	p := unsafe.Pointer(&t.Buf[0])
-	call, now, later := "Read", l.f.Read, l.f.ReadAsync
+	call, start := "ReadAsync", l.f.ReadAsync
 	if t.Write {
-		call, now, later = "Write", l.f.Write, l.f.WriteAsync
-	}
-	if !l.HasAsync {
-		done(l.check(call, now(uintptr(d), t.First, n, p)))
-		return
+		call, start = "WriteAsync", l.f.WriteAsync
 	}
 	l.mu.Lock()
 	l.last++
 	id := l.last
-	l.inFlight[id] = func(code uint64) { done(l.check(call+"Async", code)) }
+	l.inFlight[id] = func(code uint64) { done(l.check(call, code)) }
 	l.mu.Unlock()
-	code := later(uintptr(d), t.First, n, p, l.done, id)
+	code := start(uintptr(d), t.First, n, p, l.done, id)
 	if Code(code) != Async {
 		// Refused; or done already by a library that says success for it. Whichever is first counts.
 		l.complete(id, code)
@@ -151,9 +156,6 @@ func (l *Library) complete(id uintptr, code uint64) {
 
 // Wait waits for all transfers of a disk.
 func (l *Library) Wait(d Disk) error {
-	if !l.HasAsync {
-		return nil
-	}
 	return l.check("Wait", l.f.Wait(uintptr(d)))
 }
 

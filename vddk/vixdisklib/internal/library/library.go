@@ -15,7 +15,8 @@ import (
 
 // Codes the binding itself needs to know.
 const (
-	Async = 25000 // an asynchronous call was accepted
+	Async        = 25000 // an asynchronous call was accepted
+	NotSupported = 6     // VIX_E_NOT_SUPPORTED
 )
 
 // Code is what the low 16 bits of an error say.
@@ -26,7 +27,6 @@ type Library struct {
 	Path       string // of the file behind all links
 	Major      int
 	Allocation bool // QueryAllocatedBlocks is there
-	HasAsync   bool // ReadAsync, WriteAsync, Wait: 6.5 and later
 
 	f        functions
 	printf   func(buf unsafe.Pointer, size uintptr, format, args uintptr) int32
@@ -54,8 +54,6 @@ type functions struct {
 	GetInfo               func(disk uintptr, out unsafe.Pointer) uint64
 	FreeInfo              func(info unsafe.Pointer)
 	GetTransportMode      func(disk uintptr) unsafe.Pointer
-	Read                  func(disk uintptr, first, n uint64, buf unsafe.Pointer) uint64
-	Write                 func(disk uintptr, first, n uint64, buf unsafe.Pointer) uint64
 	Flush                 func(disk uintptr) uint64
 	ReadAsync             func(disk uintptr, first, n uint64, buf unsafe.Pointer, done, data uintptr) uint64
 	WriteAsync            func(disk uintptr, first, n uint64, buf unsafe.Pointer, done, data uintptr) uint64
@@ -116,13 +114,12 @@ func load(path string, log func(level int, text string)) (*Library, error) {
 		{"InitEx", &f.InitEx}, {"Exit", &f.Exit}, {"ListTransportModes", &f.ListTransportModes},
 		{"GetErrorText", &f.GetErrorText}, {"FreeErrorText", &f.FreeErrorText}, {"ConnectEx", &f.ConnectEx}, {"Disconnect", &f.Disconnect},
 		{"PrepareForAccess", &f.PrepareForAccess}, {"EndAccess", &f.EndAccess}, {"Cleanup", &f.Cleanup}, {"Open", &f.Open}, {"Close", &f.Close},
-		{"GetInfo", &f.GetInfo}, {"FreeInfo", &f.FreeInfo}, {"GetTransportMode", &f.GetTransportMode}, {"Read", &f.Read}, {"Write", &f.Write},
-		{"Flush", &f.Flush},
+		{"GetInfo", &f.GetInfo}, {"FreeInfo", &f.FreeInfo}, {"GetTransportMode", &f.GetTransportMode},
+		{"ReadAsync", &f.ReadAsync}, {"WriteAsync", &f.WriteAsync}, {"Wait", &f.Wait}, {"Flush", &f.Flush},
 	} {
 		bind(true, s.name, s.f)
 	}
-	// Each of these pairs is there from some version on; half a pair is none.
-	l.HasAsync = bind(false, "ReadAsync", &f.ReadAsync) && bind(false, "WriteAsync", &f.WriteAsync) && bind(false, "Wait", &f.Wait)
+	// Each of these pairs is there from 6.7 on; half a pair is none.
 	l.Allocation = bind(false, "QueryAllocatedBlocks", &f.QueryAllocatedBlocks) && bind(false, "FreeBlockList", &f.FreeBlockList)
 	if !bind(false, "AllocateConnectParams", &f.AllocateConnectParams) || !bind(false, "FreeConnectParams", &f.FreeConnectParams) {
 		f.AllocateConnectParams, f.FreeConnectParams = nil, nil

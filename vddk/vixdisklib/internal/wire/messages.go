@@ -18,7 +18,6 @@ type Loaded struct {
 	Major      int    // of its soname
 	Modes      string // transports it has, by colons
 	Allocation bool   // it has QueryAllocatedBlocks
-	Async      bool
 }
 
 // Connection asks for a connection; also what Prepare, EndAccess and Cleanup need.

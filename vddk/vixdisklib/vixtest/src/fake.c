@@ -464,7 +464,8 @@ VixError VixDiskLib_GetInfo(Handle d, Info **out) {
 		Info *i = calloc(1, sizeof *i);
 		i->capacity = d->sectors, i->adapterType = 3, i->numLinks = 1, i->uuid = strdup("60 00 C2 9a");
 #if MAJOR >= 7
-		i->logicalSectorSize = 512, i->physicalSectorSize = 512;
+		char size[16];
+		i->logicalSectorSize = setting("sector", size, sizeof size) ? atoi(size) : 512, i->physicalSectorSize = 512;
 #endif
 		*out = i;
 	}
@@ -495,7 +496,6 @@ static VixError synchronous(Handle d, uint64_t first, uint64_t n, uint8_t *buf, 
 VixError VixDiskLib_Read(Handle d, Sectors first, Sectors n, uint8_t *buf) { return synchronous(d, first, n, buf, 0); }
 VixError VixDiskLib_Write(Handle d, Sectors first, Sectors n, const uint8_t *buf) { return synchronous(d, first, n, (uint8_t *)buf, 1); }
 
-#if !defined(NOASYNC)
 VixError VixDiskLib_ReadAsync(Handle d, Sectors first, Sectors n, uint8_t *buf, DoneFn *done, void *data) { return enqueue(d, first, n, buf, 0, done, data); }
 VixError VixDiskLib_WriteAsync(Handle d, Sectors first, Sectors n, const uint8_t *buf, DoneFn *done, void *data) { return enqueue(d, first, n, (uint8_t *)buf, 1, done, data); }
 
@@ -507,7 +507,6 @@ VixError VixDiskLib_Wait(Handle d) {
 	leave(d);
 	return OK;
 }
-#endif
 
 VixError VixDiskLib_Flush(Handle d) {
 	enter(d, "Flush");
