@@ -508,7 +508,7 @@ func (j *machineBackup) holes(ctx context.Context, s *vsphere.Snapshot, d vspher
 
 // openDisk opens the frozen link of the disk through the first transport that can.
 func (j *machineBackup) openDisk(ctx context.Context, spec vddk.Spec, s scope) (vddk.Disk, string, error) {
-	disk, err := vddk.Open(ctx, spec, j.run.op.conn.transports(j.run.vc), func(name string, err error) {
+	disk, err := j.run.op.conn.openDisk(ctx, j.run.vc, spec, func(name string, err error) {
 		s.tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})
 	if err != nil {

@@ -287,7 +287,7 @@ func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphe
 		return tooSmall(to, d)
 	}
 	spec := vddk.Spec{VM: vm.ID(), Key: to.Key, Path: to.Path, Capacity: to.Capacity, Write: true, Encrypted: to.Encrypted}
-	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(vc), func(name string, err error) {
+	disk, err := j.op.conn.openDisk(ctx, vc, spec, func(name string, err error) {
 		j.scope.on(d.Name).tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})
 	if err != nil {

@@ -186,7 +186,7 @@ func hasSnapshots(st *vsphere.State) *plugin.Error {
 // overwrite writes one disk: all of it, or what differs.
 func (j *restoreJob) overwrite(ctx context.Context, t *machineTarget, p diskPair, known tracking) (err error) {
 	spec := vddk.Spec{VM: t.vm.ID(), Key: p.disk.Key, Path: p.disk.Path, Capacity: p.disk.Capacity, Write: true, Encrypted: p.disk.Encrypted}
-	disk, err := vddk.Open(ctx, spec, j.op.conn.transports(t.vc), func(name string, err error) {
+	disk, err := j.op.conn.openDisk(ctx, t.vc, spec, func(name string, err error) {
 		j.scope.on(p.saved.Name).tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})
 	if err != nil {

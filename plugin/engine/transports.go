@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"net/url"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -12,9 +13,27 @@ import (
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
+// libraryDir is where VMware's library keeps its state, below the directory of the journal's: it finds what a run that
+// died left attached only where every run looks.
+const libraryDir = "vddk"
+
+// openDisk opens a disk of a machine that vc knows through the first configured transport that can; refused, if not
+// nil, hears why the others could not.
+func (c *connections) openDisk(ctx context.Context, vc *vsphere.Client, spec vddk.Spec, refused func(transport string, err error)) (vddk.Disk, error) {
+	all, err := c.transports(vc)
+	if err != nil {
+		return nil, err
+	}
+	return vddk.Open(ctx, spec, all, refused)
+}
+
 // transports are the configured ways to disks of the machines that vc knows, in the order to try them. All disks of
 // a configuration share one limiter: the NFC memory of an ESXi host is shared by everything that reads from it.
-func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
+func (c *connections) transports(vc *vsphere.Client) ([]vddk.Transport, error) {
+	state, err := stateDir(c.cfg)
+	if err != nil {
+		return nil, err
+	}
 	tickets := func(ctx context.Context, spec vddk.Spec) (nfc.Ticket, error) {
 		vm := vc.VM(vsphere.Machine{ID: spec.VM})
 		get := vm.ReadTicket
@@ -35,21 +54,21 @@ func (c *connections) transports(vc *vsphere.Client) []vddk.Transport {
 		case "hotadd":
 			out = append(out, c.hotadd(vc))
 		case "vddk":
-			out = append(out, c.library(vc, modes))
+			out = append(out, c.library(vc, modes, filepath.Join(state, libraryDir)))
 		}
 	}
-	return out
+	return out, nil
 }
 
 // library is VMware's own library, in a helper process. modes are its transports joined by "+"; empty: those that reach
-// a snapshot of a running machine, the network last.
-func (c *connections) library(vc *vsphere.Client, modes string) vddk.Transport {
+// a snapshot of a running machine, the network last. Its state lies in dir.
+func (c *connections) library(vc *vsphere.Client, modes, dir string) *vixdisklib.Transport {
 	want := []string{"san", "hotadd", "nbdssl", "nbd"}
 	if modes != "" {
 		want = strings.Split(modes, "+")
 	}
 	return &vixdisklib.Transport{
-		Dir: c.cfg.VDDKDir, Modes: want,
+		Dir: c.cfg.VDDKDir, Modes: want, TempDir: dir,
 		Credentials: func(context.Context) (vixdisklib.Credentials, error) { return c.libraryLogin(vc) },
 		Log:         func(_ vixdisklib.Level, text string) { c.log.Debug("VMware's library", "text", text) },
 	}

@@ -1,6 +1,8 @@
 package engine_test
 
 import (
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -76,5 +78,19 @@ func TestOddTransportsAreRefused(t *testing.T) {
 		if err := r.Configure(t.Context(), c); plugin.CodeOf(err) != plugin.CodeInvalid {
 			t.Errorf("transports %q: %v", bad, err)
 		}
+	}
+}
+
+// What the library left attached is found by its state: that lies where every run of this installation looks.
+func TestStateOfTheLibraryIsBesideTheJournals(t *testing.T) {
+	r := newRig(t, oneDisk())
+	r.backup("db", nil)
+	state := filepath.Join(r.config.StateDir, "vddk")
+	found, err := filepath.Glob(filepath.Join(state, "vixdisklib-*.conf"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("the configurations of the library in %s are %q: %v", state, found, err)
+	}
+	if b, err := os.ReadFile(found[0]); err != nil || !strings.Contains(string(b), "tmpDirectory="+state+"\n") {
+		t.Errorf("the configuration is %q, want %s for the state: %v", b, state, err)
 	}
 }

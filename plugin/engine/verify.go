@@ -156,8 +156,8 @@ func (a *auditRun) disk(ctx context.Context, s scope, d auditedDisk) (different 
 	if err != nil {
 		return nil, err
 	}
-	disk, err := vddk.Open(ctx, vddk.Spec{VM: d.vm.ID(), Snapshot: d.snapshot.ID(), Key: d.disk.Key, Path: d.disk.Path, Capacity: d.disk.Capacity, Encrypted: d.disk.Encrypted},
-		a.op.conn.transports(a.vc), nil)
+	spec := vddk.Spec{VM: d.vm.ID(), Snapshot: d.snapshot.ID(), Key: d.disk.Key, Path: d.disk.Path, Capacity: d.disk.Capacity, Encrypted: d.disk.Encrypted}
+	disk, err := a.op.conn.openDisk(ctx, a.vc, spec, nil)
 	if err != nil {
 		return nil, err
 	}
