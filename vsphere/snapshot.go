@@ -78,6 +78,8 @@ func (s *Snapshot) Taken() time.Time { return s.taken }
 //
 // The snapshot never holds memory. Snapshots of others are not touched, neither below ours nor above. Templates, which
 // cannot be snapshotted, are read as they lie, and were so all along: if one was changed meanwhile, that is an error.
+// Machines that are off get a snapshot like others: nobody can be kept from switching them on while their disks are read,
+// and the change id of the next increment is that of a snapshot.
 // fn's context ends when a datastore falls below its MinFree; the cause is [ErrSpace] then.
 //
 // The report is valid also when an error is returned.
