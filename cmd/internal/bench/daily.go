@@ -56,7 +56,7 @@ func (s *scene) check(ctx context.Context, job string) (err error) {
 	if p.Theirs, err = s.restic(ctx, "check", "--read-data"); err != nil {
 		return err
 	}
-	s.pairs = append(s.pairs, p)
+	s.measured(p)
 	return nil
 }
 
@@ -120,7 +120,7 @@ func (b *bench) rollback(ctx context.Context) error {
 		if p.Theirs, err = s.vmkeep(ctx, append(back, "in-place")...); err != nil {
 			return err
 		}
-		s.pairs = append(s.pairs, p)
+		s.measured(p)
 		return nil
 	})
 }

@@ -83,7 +83,7 @@ func (s *scene) readSmall(ctx context.Context, image string, total int64, before
 			}
 		}
 	}
-	s.pairs = append(s.pairs, p)
+	s.measured(p)
 	how := "caches dropped before each"
 	if !cold {
 		how = "caches could not be dropped: warm"

@@ -100,7 +100,7 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		stamp("%s: %s", j.name, j.about)
 		if err := j.run(b, ctx); err != nil {
-			return fmt.Errorf("%s: %w", j.name, err)
+			return errors.Join(fmt.Errorf("%s: %w", j.name, err), b.report()) // what was measured until then is not lost
 		}
 	}
 	return b.report()
@@ -134,17 +134,16 @@ type pair struct {
 	Against string  `json:"theirs_is"` // whose figures Theirs are
 }
 
-// alone is for what has nothing to stand beside.
-const alone = ""
+// measured takes a job's figures and shows at once how long it took.
+func (b *bench) measured(p pair) {
+	b.pairs = append(b.pairs, p)
+	stamp("%s: %.1f s : %.1f s of %s", p.Job, p.Ours.Wall, p.Theirs.Wall, p.Against)
+}
 
 func (b *bench) report() error {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "\nvmkeep : the other\tother\twall s\tratio\tCPU s\tratio\tpeak MiB\tratio\tstored MiB\tratio\t")
 	for _, p := range b.pairs {
-		if p.Against == alone {
-			fmt.Fprintf(w, "%s\t\t%.1f\t\t%.1f\t\t%d\t\t%s\t\t\n", p.Job, p.Ours.Wall, p.Ours.CPU, p.Ours.Peak>>20, stored(p))
-			continue
-		}
 		fmt.Fprintf(w, "%s\t%s\t%.1f : %.1f\t%s\t%.1f : %.1f\t%s\t%d : %d\t%s\t%s\t%s\t\n", p.Job, p.Against,
 			p.Ours.Wall, p.Theirs.Wall, ratio(p.Ours.Wall, p.Theirs.Wall), p.Ours.CPU, p.Theirs.CPU, ratio(p.Ours.CPU, p.Theirs.CPU),
 			p.Ours.Peak>>20, p.Theirs.Peak>>20, ratio(float64(p.Ours.Peak), float64(p.Theirs.Peak)), stored(p), ratio(float64(p.Ours.Stored), float64(p.Theirs.Stored)))
@@ -166,11 +165,8 @@ func (b *bench) report() error {
 }
 
 func stored(p pair) string {
-	switch {
-	case p.Ours.Stored == 0 && p.Theirs.Stored == 0:
+	if p.Ours.Stored == 0 && p.Theirs.Stored == 0 {
 		return ""
-	case p.Against == alone:
-		return fmt.Sprint(p.Ours.Stored >> 20)
 	}
 	return fmt.Sprintf("%d : %d", p.Ours.Stored>>20, p.Theirs.Stored>>20)
 }

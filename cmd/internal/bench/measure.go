@@ -82,7 +82,7 @@ func (s *scene) beside(ctx context.Context, job string, mine, restic []string) (
 	if p.Theirs, err = s.restic(ctx, restic...); err != nil {
 		return err
 	}
-	s.pairs = append(s.pairs, p)
+	s.measured(p)
 	return nil
 }
 
