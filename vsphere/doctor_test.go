@@ -110,8 +110,6 @@ func TestRolesSuffice(t *testing.T) {
 	if _, err = v.Download(w.ctx, w.state(v).VMX, &vmx); err != nil || vmx.Len() == 0 {
 		t.Errorf("vmx: %q %v", vmx.String(), err)
 	}
-	w.methodSwitch()
-	defer w.lab.ClearFaults()
 	protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(ctx context.Context) error { return nil })
 	if err != nil || !protected {
 		t.Errorf("relocation: %v %v", protected, err)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/vim25/types"
 )
 
 // relocation is the method that moves a machine's storage; a machine whose disks are read over NFC should stay.
@@ -39,8 +40,11 @@ func (v *VM) WithRelocationDisabled(ctx context.Context, op *Operation, fn func(
 		if ctx.Err() != nil {
 			return false, context.Cause(ctx)
 		}
-		v.c.log.Debug("relocation not disabled", "machine", v.label(), "error", e)
-		return false, fn(ctx)
+		var already *types.MethodAlreadyDisabledFault
+		if !asFault(e, &already) || already.SourceId != methodSource(op.id) { // by us: an answer was lost
+			v.c.log.Debug("relocation not disabled", "machine", v.label(), "error", e)
+			return false, fn(ctx)
+		}
 	}
 	return true, fn(ctx)
 }

@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -353,62 +350,85 @@ func TestRecoverSparesFinishedMachines(t *testing.T) {
 	}
 }
 
-// methodSwitch answers DisableMethods and EnableMethods, which the simulator does not know, as a vCenter does.
-func (w *world) methodSwitch() (disabled func() bool) {
-	var mu sync.Mutex
-	off := false
-	for method, to := range map[string]bool{"DisableMethods": true, "EnableMethods": false} {
-		w.lab.Inject(lab.Fault{Method: method, Times: -1, Do: func(rw http.ResponseWriter, r *http.Request, _ http.Handler) {
-			body, err := io.ReadAll(r.Body)
-			if err != nil || !bytes.Contains(body, []byte(relocation)) || !bytes.Contains(body, []byte("vmkeep-")) {
-				w.Errorf("%s: %s", method, body)
-			}
-			mu.Lock()
-			off = to
-			mu.Unlock()
-			fmt.Fprintf(rw, `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><%[1]sResponse xmlns="urn:vim25"></%[1]sResponse></Body></Envelope>`, method)
-		}})
-	}
-	return func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return off
-	}
+// disabler disables and enables methods of machines, as other programs do.
+func (w *world) disabler(v *VM, source string) (off, on func()) {
+	am := object.NewAuthorizationManager(w.c.vim)
+	return func() {
+			must(w, am.DisableMethods(w.ctx, []ref{v.ref()}, []object.DisabledMethodRequest{{Method: relocation, Reason: "test"}}, source))
+		}, func() {
+			must(w, am.EnableMethods(w.ctx, []ref{v.ref()}, []string{relocation}, source))
+		}
 }
 
+// While fn runs vCenter refuses to move the machine's storage, and it allows that again afterwards, also when fn failed
+// or an answer was lost.
 func TestRelocationIsDisabledAndEnabled(t *testing.T) {
 	w := start(t, machines("web"))
-	v := w.find("web")
-	disabled := w.methodSwitch()
+	v, disabled := w.find("web"), w.lab.Machine("web").DisabledMethods
 	boom := errors.New("boom")
-	for _, want := range []error{nil, boom} {
-		protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(context.Context) error {
-			if !disabled() {
-				t.Error("not disabled")
+	for name, c := range map[string]struct {
+		fault lab.Fault
+		err   error
+	}{
+		"nothing":                     {},
+		"fn fails":                    {err: boom},
+		"disabling, the answer lost":  {fault: lab.Fault{Method: "DisableMethods", Do: lab.LoseAnswer()}},
+		"enabling, the answer lost":   {fault: lab.Fault{Method: "EnableMethods", Do: lab.LoseAnswer()}},
+		"enabling fails at the first": {fault: lab.Fault{Method: "EnableMethods", Do: lab.Fail(&types.SystemErrorFault{})}},
+	} {
+		if c.fault.Do != nil {
+			w.lab.Inject(c.fault)
+		}
+		op := w.begin()
+		protected, err := v.WithRelocationDisabled(w.ctx, op, func(context.Context) error {
+			if got := disabled(); got[relocation] != methodSource(op.id) {
+				t.Errorf("%s: disabled are %v", name, got)
 			}
-			return want
+			if err := w.lab.Machine("web").Migrate("", "ds2"); err == nil {
+				t.Errorf("%s: the machine moves while it is read", name)
+			}
+			return c.err
 		})
-		if !protected || !errors.Is(err, want) || disabled() {
-			t.Errorf("protected %v, %v, still disabled %v", protected, err, disabled())
+		w.lab.ClearFaults()
+		if !protected || !errors.Is(err, c.err) || len(disabled()) > 0 {
+			t.Errorf("%s: protected %v, %v, disabled are %v", name, protected, err, disabled())
 		}
 	}
+	must(t, w.lab.Machine("web").Migrate("", "ds2"))
 	// A dead operation's switch is turned back.
 	op, err := w.j.Begin("dead", "")
 	must(t, err)
 	_, err = op.announce(entry{Kind: EntryMethod, Server: w.c.about.InstanceUUID, Machine: v.ID(), Object: relocation})
 	must(t, err)
+	off, _ := w.disabler(v, methodSource(op.id))
+	off()
 	_ = op.End()
 	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
-	if err != nil || len(report.Undone) != 1 || w.lab.Count("EnableMethods") != 3 {
-		t.Errorf("%+v %v", report, err)
+	if err != nil || len(report.Undone) != 1 || len(disabled()) > 0 {
+		t.Errorf("%+v %v, disabled are %v", report, err, disabled())
 	}
-	w.lab.ClearFaults()
-	// Where it cannot be had, fn runs unprotected.
-	ran := false
-	protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(context.Context) error { ran = true; return nil })
-	if protected || err != nil || !ran {
-		t.Errorf("protected %v, %v, ran %v", protected, err, ran)
+}
+
+// Where relocation cannot be disabled, or is by somebody else, fn runs unprotected, and nothing of others is undone.
+func TestRelocationOfOthersIsLeftAlone(t *testing.T) {
+	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web"}}, Users: []lab.User{{Name: "weak", Password: password, Privileges: []string{"Global.EnableMethods"}}}})
+	unprotected := func(v *VM) {
+		t.Helper()
+		ran := false
+		protected, err := v.WithRelocationDisabled(w.ctx, w.begin(), func(context.Context) error { ran = true; return nil })
+		if protected || err != nil || !ran {
+			t.Errorf("protected %v, %v, ran %v", protected, err, ran)
+		}
 	}
+	off, on := w.disabler(w.find("web"), "another")
+	off()
+	unprotected(w.find("web"))
+	if got := w.lab.Machine("web").DisabledMethods(); got[relocation] != "another" {
+		t.Errorf("disabled are %v", got)
+	}
+	on()
+	w.c = w.dial(Config{Username: "weak"})
+	unprotected(w.find("web"))
 }
 
 func TestRevertTasksAreRecognized(t *testing.T) {

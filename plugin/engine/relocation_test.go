@@ -1,8 +1,6 @@
 package engine_test
 
 import (
-	"fmt"
-	"net/http"
 	"slices"
 	"testing"
 
@@ -13,11 +11,6 @@ import (
 // again after it is gone.
 func TestMachinesAreNotMovedWhileTheyAreRead(t *testing.T) {
 	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
-	for _, method := range []string{"DisableMethods", "EnableMethods"} { // of vCenter's internal API, which the simulator lacks
-		r.lab.Inject(lab.Fault{Method: method, Times: -1, Do: func(w http.ResponseWriter, _ *http.Request, _ http.Handler) {
-			fmt.Fprintf(w, `<?xml version="1.0"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body><%[1]sResponse xmlns="urn:vim25"></%[1]sResponse></Body></Envelope>`, method)
-		}})
-	}
 	r.lab.ResetCalls()
 	r.point("db")
 	at := func(method string) int {

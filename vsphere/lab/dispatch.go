@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -115,14 +114,9 @@ func (s *sim) route(ctx *simulator.Context, m *simulator.Method) (mo.Reference, 
 		return nil, nil
 	}
 	// The simulator looks at DisabledMethod of the object it dispatches to, which will not be the machine.
-	if vm, ok := obj.(*simulator.VirtualMachine); ok {
-		var disabled bool
-		ctx.WithLock(vm, func() {
-			disabled = slices.Contains(vm.DisabledMethod, m.Name) ||
-				slices.Contains(vm.DisabledMethod, strings.Replace(m.Name, "_Task", "Task", 1))
-		})
-		if disabled {
-			return nil, &types.MethodDisabled{Source: "vmkeep-lab"}
+	if vm := s.machine(m.This); vm != nil {
+		if source := vm.disabledBy(m.Name); source != "" {
+			return nil, &types.MethodDisabled{Source: source}
 		}
 	}
 	m.This = s.Reference()

@@ -32,6 +32,7 @@ type machine struct {
 	grain    int64
 	instance string // instanceUuid
 	kernel   *kernel
+	disabled map[string]string // methods that nobody may call, each with who disabled it; never changed in place
 }
 
 type snapshotState struct {

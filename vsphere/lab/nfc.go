@@ -73,26 +73,47 @@ func (s *sim) serveInternal(w http.ResponseWriter, r *http.Request, envelope []b
 			`<nfcService type="%s">%s</nfcService></returnval></RetrieveInternalContentResponse>`, n.Type, n.Value))
 		return true
 	case "NfcGetVmFiles", "NfcRandomAccessOpenReadonly", "NfcRandomAccessOpenDisk", "NfcGetServerNfcLibVersion":
-	default:
-		return false
+		return s.answer(w, r, func() types.BaseMethodFault {
+			req, err := decodeCall[internalRequest](envelope)
+			if err != nil {
+				return &types.InvalidRequest{}
+			}
+			return s.ticket(w, r, method, req)
+		})
+	case "DisableMethods", "EnableMethods":
+		if s.opt.ESX {
+			return false
+		}
+		return s.answer(w, r, func() types.BaseMethodFault {
+			req, err := decodeCall[methodSwitch](envelope)
+			if err != nil {
+				return &types.InvalidRequest{}
+			}
+			return s.serveMethodSwitch(w, r, method, req)
+		})
 	}
-	if !s.authenticate(w, r) {
-		return true
-	}
-	var env struct {
-		Body struct {
-			Call internalRequest `xml:",any"`
+	return false
+}
+
+// answer lets fn answer a call that has a session, with the fault that it returns if it did not answer. It is true.
+func (s *sim) answer(w http.ResponseWriter, r *http.Request, fn func() types.BaseMethodFault) bool {
+	if s.authenticate(w, r) {
+		if f := fn(); f != nil {
+			writeFault(w, f)
 		}
 	}
-	if err := xml.NewDecoder(bytes.NewReader(envelope)).Decode(&env); err != nil {
-		writeFault(w, &types.InvalidRequest{})
-		return true
-	}
-	req := env.Body.Call
-	if f := s.ticket(w, r, method, req); f != nil {
-		writeFault(w, f)
-	}
 	return true
+}
+
+// decodeCall decodes the call in an envelope.
+func decodeCall[T any](envelope []byte) (T, error) {
+	var env struct {
+		Body struct {
+			Call T `xml:",any"`
+		}
+	}
+	err := xml.NewDecoder(bytes.NewReader(envelope)).Decode(&env)
+	return env.Body.Call, err
 }
 
 // authenticate refuses requests without a live session as the simulator does, and keeps the session alive: it

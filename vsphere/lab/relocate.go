@@ -35,6 +35,9 @@ func (s *sim) relocate(ctx *simulator.Context, vm *simulator.VirtualMachine, spe
 	}
 	m := s.know(vm.Self)
 	if spec.Datastore != nil {
+		if source := m.disabledBy("RelocateVM_Task"); source != "" {
+			return &types.MethodDisabled{Source: source}
+		}
 		ds, ok := s.reg.Get(*spec.Datastore).(*simulator.Datastore)
 		if !ok {
 			return &types.ManagedObjectNotFound{Obj: *spec.Datastore}
@@ -221,7 +224,8 @@ func (s *sim) moveHome(vm *simulator.VirtualMachine, datastore string) (types.Vi
 	return files, nil
 }
 
-// Migrate moves the machine to a host, a datastore or both; empty: as it is.
+// Migrate moves the machine to a host, a datastore or both; empty: as it is. To another datastore it is not moved while
+// relocation is disabled. DRS, which moves machines to other hosts, does so by another method.
 func (v *VM) Migrate(host, datastore string) error {
 	s := v.lab.sim
 	var spec types.VirtualMachineRelocateSpec
