@@ -90,7 +90,7 @@ func (p *MachinePlan) build(ctx context.Context, c *Client, t *tree, ci types.Vi
 			s.ExtraConfig = append(s.ExtraConfig, o)
 		}
 	}
-	s.ExtraConfig = append(s.ExtraConfig, extraConfig(p.asked.Extra)...)
+	s.ExtraConfig = append(append(s.ExtraConfig, extraConfig(p.asked.Extra)...), p.asked.Mark.set()...)
 	if ci.KeyId != nil {
 		p.note("the machine was encrypted: it is restored in clear, and without its NVRAM, which only the old key opens; encrypt it with a storage policy of this vCenter afterwards")
 	}

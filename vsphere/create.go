@@ -13,8 +13,12 @@ import (
 )
 
 // CreateMachine makes the planned machine, off, and runs fn to fill its disks. When fn fails or panics the machine is
-// destroyed, unless KeepFailed was asked for; a crash leaves it to [Client.Recover]. Until fn has succeeded the
-// machine's notes say that it is not complete. A machine that is returned beside an error was kept.
+// destroyed; a crash leaves that to [Client.Recover]. Until fn has succeeded the machine's notes say that it is not
+// complete, and it carries the mark that was asked for.
+//
+// Where KeepFailed was asked for, neither a failure nor a crash destroys it. It stays in the journal until another run
+// has gone on with it (see [MachinePlan]), or somebody has destroyed it. A machine that is returned beside an error was
+// kept.
 func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(context.Context, *VM) error) (made *VM, err error) {
 	if len(p.Problems) > 0 {
 		return nil, p.Problems[0]
@@ -25,7 +29,12 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	}
 	spec := p.spec
 	spec.Annotation = op.mark()
-	x, err := op.announce(entry{Kind: EntryMachine, Server: c.about.InstanceUUID, Machine: p.at.folder.Value, Path: path.Join(p.Folder, p.Name), Name: p.Name})
+	e := entry{Kind: EntryMachine, Server: c.about.InstanceUUID, Machine: p.at.folder.Value, Path: path.Join(p.Folder, p.Name), Name: p.Name}
+	keep := p.asked.KeepFailed || p.Begun
+	if keep {
+		e.Action = actionKeep
+	}
+	x, err := op.announce(e)
 	if err != nil {
 		return nil, err
 	}
@@ -33,10 +42,8 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	var vm *VM
 	done := false
 	defer func() {
-		if done || vm != nil && p.asked.KeepFailed {
-			if vm != nil && !done {
-				made, err = vm, errors.Join(err, x.strike())
-			}
+		if done || vm != nil && keep {
+			made = vm
 			return
 		}
 		after, cancel := c.afterwards(ctx)
@@ -47,7 +54,12 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 		}
 		err = errors.Join(err, x.strike())
 	}()
-	if vm, err = creation.create(ctx, spec, p.at); err != nil {
+	if p.Begun {
+		vm, err = creation.takeOver(ctx, p.begun)
+	} else {
+		vm, err = creation.create(ctx, spec, p.at)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("create machine %s: %w", p.Name, err)
 	}
 	if err := x.note(vm.ID()); err != nil {
@@ -59,7 +71,7 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	if err := fn(ctx, vm); err != nil {
 		return nil, err
 	}
-	if err := vm.reconfigure(ctx, "finish "+p.Name, types.VirtualMachineConfigSpec{Annotation: orText(p.final, " ")}); err != nil {
+	if err := vm.reconfigure(ctx, "finish "+p.Name, types.VirtualMachineConfigSpec{Annotation: orText(p.final, " "), ExtraConfig: p.asked.Mark.done()}); err != nil {
 		return nil, err
 	}
 	done = true
@@ -109,6 +121,38 @@ func (m *making) create(ctx context.Context, spec types.VirtualMachineConfigSpec
 	if !ok {
 		return nil, fmt.Errorf("the task returned %T instead of a machine", result)
 	}
+	return m.found(ctx, r)
+}
+
+// takeOver makes a machine that an interrupted operation left half-made this operation's own.
+func (m *making) takeOver(ctx context.Context, begun ref) (*VM, error) {
+	vm, err := m.found(ctx, begun)
+	if err != nil {
+		return nil, err
+	}
+	now, err := vm.read(ctx, "config.annotation", "config.uuid", "snapshot")
+	if err != nil {
+		return nil, err
+	}
+	if now.Config == nil {
+		return nil, &Error{Kind: ErrUnsuitable, Object: m.name, Summary: "the machine has no readable configuration", Remedy: "bring its host back"}
+	}
+	mk, ok := readMark(now.Config.Annotation)
+	switch {
+	case !ok:
+		return nil, &Error{Kind: ErrExists, Object: m.name, Summary: "another run has completed the machine", Remedy: "choose another name or folder"}
+	case mk.journal != m.op.j.id:
+		return nil, &Error{Kind: ErrExists, Object: m.name, Summary: "another installation of vmkeep, on " + mk.host + ", has begun to make the machine", Remedy: "go on there, or destroy the machine"}
+	case m.op.j.running(mk.operation):
+		return nil, &Error{Kind: ErrLive, Object: m.name, Summary: "another run is making the machine", Remedy: "wait for it, or choose another name or folder"}
+	case vm.machine.Power != PoweredOff || now.Snapshot != nil:
+		return nil, &Error{Kind: ErrUnsuitable, Object: m.name, Summary: "the half-made machine was started, or has snapshots", Remedy: "destroy it, or choose another name or folder"}
+	}
+	return vm, vm.reconfigure(ctx, "take over "+m.name, types.VirtualMachineConfigSpec{Annotation: m.op.mark()})
+}
+
+// found is a machine that is there, with everything that is to be known of it.
+func (m *making) found(ctx context.Context, r ref) (*VM, error) {
 	t, err := m.c.readTree(ctx)
 	if err != nil {
 		return nil, err
@@ -171,24 +215,32 @@ func (c *Client) children(ctx context.Context, folder ref, paths []string) ([]mo
 	}
 }
 
-// destroyMarked destroys the machines of a folder that carry a name and the mark of an operation.
-func (c *Client) destroyMarked(ctx context.Context, folder ref, name, operation string) error {
+// marked are the machines of a folder that carry a name and the mark of an operation.
+func (c *Client) marked(ctx context.Context, folder ref, name, operation string) (out []*VM, err error) {
 	vms, err := c.children(ctx, folder, []string{"name", "config.annotation"})
-	if err != nil {
-		return err
-	}
 	for _, v := range vms {
 		if v.Config == nil || unescape(v.Name) != name {
 			continue
 		}
 		if mk, ok := readMark(v.Config.Annotation); ok && mk.operation == operation {
-			vm := c.VM(Machine{ID: v.Self.Value, Name: name})
-			if err := vm.PowerOff(ctx); err != nil && !isNotFound(err) {
-				return err
-			}
-			if err := vm.Destroy(ctx); err != nil {
-				return err
-			}
+			out = append(out, c.VM(Machine{ID: v.Self.Value, Name: name}))
+		}
+	}
+	return out, err
+}
+
+// destroyMarked destroys the machines of a folder that carry a name and the mark of an operation.
+func (c *Client) destroyMarked(ctx context.Context, folder ref, name, operation string) error {
+	vms, err := c.marked(ctx, folder, name, operation)
+	if err != nil {
+		return err
+	}
+	for _, vm := range vms {
+		if err := vm.PowerOff(ctx); err != nil && !isNotFound(err) {
+			return err
+		}
+		if err := vm.Destroy(ctx); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -56,7 +56,7 @@ type entry struct {
 	Path    string    `json:"path,omitempty"`    // inventory path
 	Object  string    `json:"object,omitempty"`  // snapshot's name, then its id; disk's datastore path; method; machine's id; overwrite: the point
 	Name    string    `json:"name,omitempty"`    // machine: name; disk: place; overwrite: key of the mark
-	Action  string    `json:"action,omitempty"`  // disk: "detach" or "delete"; change tracking: "on" or "reset"
+	Action  string    `json:"action,omitempty"`  // disk: "detach" or "delete"; change tracking: "on" or "reset"; machine: "keep"
 	Before  []string  `json:"before,omitempty"`  // disk: datastore paths of the machine's disks before
 	Old     *oldDisk  `json:"old,omitempty"`     // disk: what had to make room
 
@@ -66,6 +66,9 @@ type entry struct {
 	Host       string    `json:"host,omitempty"`
 	Time       time.Time `json:"time"`
 }
+
+// actionKeep is the action of a machine that stays when filling it fails.
+const actionKeep = "keep"
 
 // oldDisk is a disk that was detached to make room, and goes back when the new one fails.
 type oldDisk struct {

@@ -235,13 +235,56 @@ func TestHalfMadeMachineGoes(t *testing.T) {
 	if n := w.lab.Machines(); len(n) != 1 {
 		t.Errorf("machines %v", n)
 	}
-	spec.KeepFailed = true
-	if err := make(func(context.Context, *VM) error { return boom }); !errors.Is(err, boom) {
+	spec.KeepFailed, spec.Mark = true, Overwrite{Key: "vmkeep.half", Value: "point", Done: map[string]string{"vmkeep.done": "yes"}}
+	op, err := w.j.Begin("", "repo1")
+	must(t, err)
+	spec.Operation = op
+	kept, err := w.c.CreateMachine(w.ctx, w.plan(spec), func(context.Context, *VM) error { return boom })
+	if !errors.Is(err, boom) || kept == nil {
 		t.Errorf("error %v", err)
+	}
+	again := spec
+	again.Operation = w.begin()
+	if _, err := w.c.CreateMachine(w.ctx, w.plan(again), noFill); !errors.Is(err, ErrLive) {
+		t.Errorf("going on beside the run that makes the machine: %v", err)
+	}
+	if err := op.End(); !errors.Is(err, ErrLeftover) {
+		t.Errorf("the operation that left half a machine ends with %v", err)
+	}
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	must(t, err)
+	if len(report.Kept) != 1 || report.Kept[0].Keep != keepBegun || len(report.Undone) > 0 {
+		t.Errorf("%+v", report)
 	}
 	if n := w.lab.Machines(); len(n) != 2 {
 		t.Errorf("machines %v, one was to be kept", n)
 	}
+
+	// Another run goes on with the machine, and it is like any other then.
+	other := spec
+	other.Mark.Value = "another point"
+	if p := w.plan(other); p.Begun || len(p.Problems) == 0 {
+		t.Errorf("a machine that is to become something else is gone on with: %+v", p)
+	}
+	spec.KeepFailed, spec.Operation = false, w.begin()
+	p := w.plan(spec)
+	if !p.Begun {
+		t.Fatal("the machine is not found again")
+	}
+	done, err := w.c.CreateMachine(w.ctx, p, noFill)
+	must(t, err)
+	if done.ID() != kept.ID() {
+		t.Error("another machine was made")
+	}
+	if report, err = w.c.Recover(w.ctx, w.j, RecoverOptions{}); err != nil || len(report.Undone) != 1 || len(report.Kept) > 0 {
+		t.Errorf("%+v, %v", report, err)
+	}
+	for key, want := range map[string]bool{"vmkeep.half": false, "vmkeep.done": true} {
+		if has, err := done.carries(w.ctx, key); err != nil || has != want {
+			t.Errorf("the machine carries %s: %v, %v", key, has, err)
+		}
+	}
+	must(t, done.Destroy(w.ctx))
 	for _, l := range w.lab.Links() {
 		if strings.Contains(l, "restored") && !strings.Contains(l, "restored/") {
 			t.Errorf("disk %s stays", l)

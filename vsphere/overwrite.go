@@ -7,7 +7,7 @@ import (
 	"github.com/vmware/govmomi/vim25/types"
 )
 
-// Overwrite says what marks a machine whose disks are being overwritten.
+// Overwrite says what marks a machine whose disks are being overwritten, or filled for the first time.
 type Overwrite struct {
 	Key   string            // of the machine's ExtraConfig
 	Value string            // what the disks are to become, as a point's id
@@ -33,14 +33,27 @@ func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, f
 	if err := fn(ctx); err != nil {
 		return err
 	}
-	done := map[string]string{mark.Key: ""}
-	for k, value := range mark.Done {
-		done[k] = value
-	}
-	if err := v.SetExtra(ctx, done); err != nil {
+	if err := v.reconfigure(ctx, "finish "+v.label(), types.VirtualMachineConfigSpec{ExtraConfig: mark.done()}); err != nil {
 		return err
 	}
 	return x.strike()
+}
+
+// done is what to change in ExtraConfig when all is written: the mark goes.
+func (o Overwrite) done() []types.BaseOptionValue {
+	out := extraConfig(o.Done)
+	if o.Key != "" {
+		out = append(out, &types.OptionValue{Key: o.Key, Value: ""})
+	}
+	return out
+}
+
+// set is what to change in ExtraConfig before anything is written.
+func (o Overwrite) set() []types.BaseOptionValue {
+	if o.Key == "" {
+		return nil
+	}
+	return []types.BaseOptionValue{&types.OptionValue{Key: o.Key, Value: o.Value}}
 }
 
 // errHalf says that the disks of a machine are overwritten in part.

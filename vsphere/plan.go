@@ -53,6 +53,7 @@ type MachineSpec struct {
 	Provision  Provisioning
 	OmitDisks  []string          // names of disks to leave out
 	Extra      map[string]string // added to the machine's ExtraConfig
+	Mark       Overwrite         // what the machine carries until its disks are filled; empty: nothing
 	KeepFailed bool              // keep the machine when filling it fails
 }
 
@@ -66,6 +67,9 @@ type NIC struct {
 }
 
 // MachinePlan is what making a machine would do.
+//
+// Where a machine with the name is there that an interrupted run left half-made, with the very mark that is asked for,
+// it is taken for the one to make, wherever it was placed: Begun. What its disks hold nobody knows.
 type MachinePlan struct {
 	Name         string
 	Folder       string // inventory paths and names as resolved
@@ -77,11 +81,13 @@ type MachinePlan struct {
 	Steps        []string // in words, in order
 	Notes        []string // what is left out or changed, and why
 	Problems     []*Error // what makes it impossible; creating fails with the first
+	Begun        bool     // an interrupted run has made the machine, and it is gone on with
 
 	asked MachineSpec
 	final string // annotation once it is done
 	spec  types.VirtualMachineConfigSpec
 	at    placement
+	begun ref // the machine that is there already
 }
 
 // PlannedDisk is a disk that would be made.
@@ -157,6 +163,13 @@ func (c *Client) PlanMachine(ctx context.Context, spec MachineSpec) (*MachinePla
 	}
 	if err := p.checkTaken(ctx, c, t, ci); err != nil {
 		return nil, fmt.Errorf("plan: %w", err)
+	}
+	if p.Begun {
+		p.Steps = append(p.Steps, fmt.Sprintf("go on with machine %s in %s, which an interrupted run has made", p.Name, p.Folder))
+		for _, d := range p.Disks {
+			p.Steps = append(p.Steps, fmt.Sprintf("compare disk %s of %d bytes, and write what is missing", d.Name, d.Capacity))
+		}
+		return p, nil
 	}
 	p.checkSpace()
 	p.Steps = append(p.Steps, fmt.Sprintf("create machine %s in %s, pool %s, home on %s", p.Name, p.Folder, p.ResourcePool, p.Home))
@@ -409,8 +422,9 @@ func (p *MachinePlan) checkHardware(ctx context.Context, c *Client) error {
 
 // checkTaken looks for another machine with the name or the identity.
 func (p *MachinePlan) checkTaken(ctx context.Context, c *Client, t *tree, ci types.VirtualMachineConfigInfo) error {
+	var named ref
 	var taken []string
-	err := c.walk(ctx, map[string][]string{"VirtualMachine": {"name", "parent", "config.instanceUuid"}}, func() { taken = nil }, func(o types.ObjectContent) error {
+	err := c.walk(ctx, map[string][]string{"VirtualMachine": {"name", "parent", "config.instanceUuid"}}, func() { named, taken = ref{}, nil }, func(o types.ObjectContent) error {
 		var vm mo.VirtualMachine
 		if err := mo.LoadObjectContent([]types.ObjectContent{o}, &vm); err != nil {
 			return err
@@ -419,15 +433,28 @@ func (p *MachinePlan) checkTaken(ctx context.Context, c *Client, t *tree, ci typ
 			t.nodes[o.Obj] = node{name: vm.Name, parent: *vm.Parent}
 		}
 		if vm.Parent != nil && *vm.Parent == p.at.folder && strings.EqualFold(unescape(vm.Name), p.Name) {
-			p.problem(ErrExists, p.Name, fmt.Sprintf("%s has a machine named %q already", p.Folder, p.Name), "choose another name or folder", nil)
+			named = o.Obj
 		}
 		if vm.Config != nil && strings.EqualFold(vm.Config.InstanceUuid, ci.InstanceUuid) {
 			taken = append(taken, t.path(o.Obj))
 		}
 		return nil
 	})
-	if err != nil || len(taken) == 0 {
+	if err != nil {
 		return err
+	}
+	if named.Value != "" {
+		if p.Begun, err = p.began(ctx, c, named); err != nil {
+			return err
+		}
+		if p.Begun {
+			p.begun = named
+			return nil
+		}
+		p.problem(ErrExists, p.Name, fmt.Sprintf("%s has a machine named %q already", p.Folder, p.Name), "choose another name or folder", nil)
+	}
+	if len(taken) == 0 {
+		return nil
 	}
 	if p.asked.Identity == IdentityKeep {
 		p.problem(ErrExists, p.Name, fmt.Sprintf("the saved identity belongs to %s", strings.Join(taken, ", ")), "ask for a new identity, or remove the machine", nil)
@@ -436,6 +463,22 @@ func (p *MachinePlan) checkTaken(ctx context.Context, c *Client, t *tree, ci typ
 		p.note("%s exists and has the same MAC addresses: do not run both on one network", strings.Join(taken, ", "))
 	}
 	return nil
+}
+
+// began reports whether an interrupted run has begun to make the very machine that is asked for, and left it at r.
+func (p *MachinePlan) began(ctx context.Context, c *Client, r ref) (bool, error) {
+	if p.asked.Mark.Key == "" {
+		return false, nil
+	}
+	vm, err := c.VM(Machine{ID: r.Value, Name: p.Name}).read(ctx, "config.annotation", "config.extraConfig")
+	if isNotFound(err) || err == nil && vm.Config == nil {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	_, half := readMark(vm.Config.Annotation)
+	return half && extraValue(vm.Config.ExtraConfig, p.asked.Mark.Key) == p.asked.Mark.Value, nil
 }
 
 // checkSpace compares what the disks need with what is free.

@@ -75,6 +75,7 @@ const (
 	keepServer  = "it is on another server"
 	keepUnknown = "the journal does not know it"
 	keepHalf    = "its disks are overwritten in part: run the restore again"
+	keepBegun   = "its disks are filled in part: run the restore again, or destroy it"
 	keepWhose   = "whether vmkeep made it cannot be told: detach it if nobody misses it"
 )
 
@@ -134,6 +135,8 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, report *Recove
 			l.Keep = keepWhose
 		case errors.Is(err, errHalf):
 			l.Keep = keepHalf
+		case errors.Is(err, errBegun):
+			l.Keep = keepBegun
 		}
 		if l.Keep != "" {
 			report.Kept = append(report.Kept, l)
@@ -214,15 +217,24 @@ func (v *VM) undoTracking(ctx context.Context, e entry) error {
 	return err
 }
 
-// undoMachine destroys a half-made machine: the one noted, or the one with the name that carries the operation's mark.
-// A machine without the mark was finished, and stays.
+// errBegun says that a machine that was to be kept is half-made.
+var errBegun = errors.New("the machine carries the mark of a run that has not completed it")
+
+// undoMachine destroys a half-made machine, or finds that it was to be kept: the one noted, or the one with the name
+// that carries the operation's mark. A machine without the mark was finished, or taken over by another run, and stays.
 func (c *Client) undoMachine(ctx context.Context, e entry, operation string) error {
 	folder := ref{Type: "Folder", Value: e.Machine}
 	if e.Object == "" {
 		if err := c.quiet(ctx, folder, "createvm"); err != nil && !isNotFound(err) {
 			return err
 		}
-		return c.destroyMarked(ctx, folder, e.Name, operation)
+		if e.Action != actionKeep {
+			return c.destroyMarked(ctx, folder, e.Name, operation)
+		}
+		if vms, err := c.marked(ctx, folder, e.Name, operation); err != nil || len(vms) == 0 {
+			return err
+		}
+		return errBegun
 	}
 	vm := c.VM(Machine{ID: e.Object, Path: e.Path})
 	m, err := vm.read(ctx, "config.annotation", "config.uuid") // an empty annotation is left out of the answer
@@ -237,6 +249,9 @@ func (c *Client) undoMachine(ctx context.Context, e entry, operation string) err
 	}
 	if mk, ok := readMark(m.Config.Annotation); !ok || mk.operation != operation {
 		return nil
+	}
+	if e.Action == actionKeep {
+		return errBegun
 	}
 	if err := vm.PowerOff(ctx); err != nil && !isNotFound(err) {
 		return err

@@ -23,7 +23,9 @@ func (a *app) restoreCommand() *cobra.Command {
   --mode attach     single disks, attached to a machine
   --to DIRECTORY    files here: raw, vmdk (split), flat, stream (streamOptimized), ova
 
---plan tells what would happen, and what cannot, without doing anything.`,
+--plan tells what would happen, and what cannot, without doing anything.
+A restore that was interrupted goes on when it is run again: over existing disks and into files always, to a new machine
+where --keep-partial was given.`,
 		Example: `  vmkeep restore latest --machine web1 --name web1-copy --network "VM Network=Lab" --plan
   vmkeep restore 1a2b3c4d --mode rollback --power-off --power-on
   vmkeep restore 1a2b3c4d --to /srv/out --format raw --disk scsi0-0`,
@@ -56,7 +58,7 @@ func (a *app) restoreCommand() *cobra.Command {
 	f.BoolVar(&r.Verify, "verify", false, "read back what was written and compare")
 	f.BoolVar(&r.PowerOff, "power-off", false, "power the machine off first, where that is needed")
 	f.BoolVar(&r.PowerOn, "power-on", false, "power the machine on afterwards")
-	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, or the disks that are attached already")
+	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already")
 	f.BoolVar(&r.AllowMissing, "allow-missing", false, "restore zeros where the repository lost data, and report where")
 	plan := f.BoolP("plan", "n", false, "only tell what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -176,7 +176,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 	}
 	defer func() {
 		if err := operation.End(); err != nil {
-			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run `vmkeep recover`"))
+			j.note(warning(plugin.CodeLeftover, "something was left on vSphere", err.Error(), "run the restore again, or `vmkeep recover`"))
 		}
 	}()
 	j.scope.phase(plugin.PhasePlan)
@@ -197,15 +197,25 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 	}
 	if err != nil {
 		if vm != nil {
-			j.note(warning(plugin.CodeDegraded, "the half-made machine is kept", vm.Machine().Path, "look at what is on its disks, then destroy it"))
+			j.note(warning(plugin.CodeDegraded, "the half-made machine is kept", vm.Machine().Path, "run the restore again: it goes on where this one stopped; or destroy the machine"))
 		}
 		return err
+	}
+	if plan.Begun {
+		j.clearJournal(ctx, vc, journal)
 	}
 	if j.req.PowerOn {
 		j.scope.phase(plugin.PhasePowerOn)
 		return vm.PowerOn(ctx)
 	}
 	return nil
+}
+
+// clearJournal strikes from the journal what an interrupted run has announced and this one has completed.
+func (j *restoreJob) clearJournal(ctx context.Context, vc *vsphere.Client, journal *vsphere.Journal) {
+	if _, err := vc.Recover(ctx, journal, vsphere.RecoverOptions{}); err != nil {
+		j.note(warning(plugin.CodeLeftover, "the entry of the interrupted restore is still in the journal", err.Error(), "run `vmkeep recover`"))
+	}
 }
 
 // planMachine plans the new machine. What the request does not place goes where the saved machine was, as far as that
@@ -230,7 +240,7 @@ func (j *restoreJob) machineSpec(op *vsphere.Operation) vsphere.MachineSpec {
 	t := j.req.Target
 	spec := vsphere.MachineSpec{Operation: op, ConfigInfo: j.point.manifest.Config, NICs: j.point.manifest.networkCards(), Name: t.Name, Folder: t.Folder, Host: t.Host, Cluster: t.Cluster,
 		ResourcePool: t.ResourcePool, Datastore: t.Datastore, Datastores: t.Datastores, Networks: t.Networks, NoNetworks: t.NoNetworks, Provision: vsphere.Provisioning(t.Provisioning),
-		KeepFailed: j.req.KeepPartial}
+		Mark: vsphere.Overwrite{Key: restoringKey, Value: strings.Join(append([]string{j.point.snapshot.ID.String()}, j.req.Disks...), " ")}, KeepFailed: j.req.KeepPartial}
 	if t.KeepIdentity {
 		spec.Identity = vsphere.IdentityKeep
 	}
@@ -263,7 +273,7 @@ func (j *restoreJob) fill(ctx context.Context, vc *vsphere.Client, vm *vsphere.V
 		if at < 0 {
 			return fmt.Errorf("the new machine has no disk %s", plan.Disks[i].Name)
 		}
-		if err := j.fillDisk(ctx, vc, vm, d, st.Disks[at]); err != nil {
+		if err := j.fillDisk(ctx, d, fillTarget{vc, vm, st.Disks[at], plan.Begun}); err != nil {
 			return err
 		}
 	}
@@ -282,20 +292,38 @@ func (j *restoreJob) fill(ctx context.Context, vc *vsphere.Client, vm *vsphere.V
 	return nil
 }
 
-func (j *restoreJob) fillDisk(ctx context.Context, vc *vsphere.Client, vm *vsphere.VM, d manifestDisk, to vsphere.Disk) (err error) {
-	if to.Capacity < d.Capacity {
-		return tooSmall(to, d)
+// fillTarget is a disk that was made for a disk of the point.
+type fillTarget struct {
+	vc    *vsphere.Client
+	vm    *vsphere.VM
+	disk  vsphere.Disk
+	begun bool // by an earlier run: nobody knows what it holds
+}
+
+func (j *restoreJob) fillDisk(ctx context.Context, d manifestDisk, to fillTarget) (err error) {
+	if to.disk.Capacity < d.Capacity {
+		return tooSmall(to.disk, d)
 	}
-	spec := vddk.Spec{VM: vm.ID(), Key: to.Key, Path: to.Path, Capacity: to.Capacity, Write: true, Encrypted: to.Encrypted}
-	disk, err := j.op.conn.openDisk(ctx, vc, spec, func(name string, err error) {
+	spec := vddk.Spec{VM: to.vm.ID(), Key: to.disk.Key, Path: to.disk.Path, Capacity: to.disk.Capacity, Write: true, Encrypted: to.disk.Encrypted}
+	disk, err := j.op.conn.openDisk(ctx, to.vc, spec, func(name string, err error) {
 		j.scope.on(d.Name).tell(warning(plugin.CodeTransport, "transport "+name+" does not reach the disk", err.Error(), ""))
 	})
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, disk.Close()) }()
-	return j.write(ctx, output{disk: d, target: disk, fresh: true, flush: flusher(ctx, disk)})
+	out := output{disk: d, target: disk, fresh: true, flush: flusher(ctx, disk)}
+	if to.begun {
+		out.reason = reasonContinued
+		if err := j.onlyDifferent(ctx, &out); err != nil {
+			return err
+		}
+	}
+	return j.write(ctx, out)
 }
+
+// reasonContinued is how what to write was found of a disk that an interrupted run has begun to write.
+const reasonContinued = "continued"
 
 func (j *restoreJob) note(d plugin.Diagnostic) {
 	j.report.Notes = append(j.report.Notes, d)

@@ -33,7 +33,7 @@ func (j *restoreJob) attachAll(ctx context.Context, t *machineTarget, disks []ma
 	spec.Operation = t.op
 	var rest error
 	made, err := t.vm.WithNewDisk(ctx, spec, func(ctx context.Context, to vsphere.Disk) error {
-		if err := j.fillDisk(ctx, t.vc, t.vm, d, to); err != nil {
+		if err := j.fillDisk(ctx, d, fillTarget{vc: t.vc, vm: t.vm, disk: to}); err != nil {
 			return err
 		}
 		if err := t.vm.SetExtra(ctx, map[string]string{attachedKey: attachedMark(st, to.UUID)}); err != nil {

@@ -218,12 +218,9 @@ func (j *restoreJob) diskToFiles(ctx context.Context, d manifestDisk, home strin
 		}
 		out := output{disk: d, target: files, fresh: holes, flush: files.sync}
 		if again {
-			out.fresh, out.patch, out.reason = false, true, "continued"
-			if out.only, err = j.compare(ctx, d, files); err != nil {
+			out.reason = reasonContinued
+			if err := j.onlyDifferent(ctx, &out); err != nil {
 				return err
-			}
-			if out.only == nil {
-				out.only = extent.Set{}
 			}
 		}
 		return j.write(ctx, out)

@@ -123,10 +123,8 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 	if err := fn(ctx, t); err != nil {
 		return err
 	}
-	if interrupted { // what an earlier run announced is done now
-		if _, err := vc.Recover(ctx, journal, vsphere.RecoverOptions{}); err != nil {
-			j.note(warning(plugin.CodeLeftover, "the entry of the interrupted restore is still in the journal", err.Error(), "run `vmkeep recover`"))
-		}
+	if interrupted {
+		j.clearJournal(ctx, vc, journal)
 	}
 	if j.req.PowerOn {
 		j.scope.phase(plugin.PhasePowerOn)
@@ -199,8 +197,8 @@ func (j *restoreJob) overwrite(ctx context.Context, t *machineTarget, p diskPair
 		if known.usable {
 			out.only = known.changed.Clip(extent.Extent{Len: p.saved.Capacity}).Align(vddk.SectorSize, p.saved.Capacity)
 		} else {
-			out.reason, out.patch = "compared by content: "+known.reason, true
-			if out.only, err = j.compare(ctx, p.saved, disk); err != nil {
+			out.reason = "compared by content: " + known.reason
+			if err := j.onlyDifferent(ctx, &out); err != nil {
 				return err
 			}
 		}
@@ -218,6 +216,15 @@ func flusher(ctx context.Context, disk vddk.Disk) func() error {
 		return nil
 	}
 	return func() error { return f.Flush(ctx) }
+}
+
+// onlyDifferent compares what is there with the point, and has what differs written.
+func (j *restoreJob) onlyDifferent(ctx context.Context, o *output) (err error) {
+	o.fresh, o.patch = false, true
+	if o.only, err = j.compare(ctx, o.disk, o.target); o.only == nil {
+		o.only = extent.Set{}
+	}
+	return err
 }
 
 // compare reads a disk and returns the sectors of the chunks that are not what the point says. Zeros are not looked for
