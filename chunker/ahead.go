@@ -30,6 +30,8 @@ type ahead struct {
 
 	w       *workspace
 	list    []*piece // handed out and not used up, in ascending order
+	lender  Lender   // nil: r is none
+	lent    []*piece // of its memory, not in use
 	jobs    chan *piece
 	workers int
 	join    sync.WaitGroup
@@ -43,6 +45,8 @@ type piece struct {
 	err  error
 	have bool // the worker is done with it
 	done chan struct{}
+
+	giveBack func() // of memory that is lent
 }
 
 // workspace is the memory of one run of Chunks.
@@ -59,6 +63,7 @@ func newAhead(r io.ReaderAt, l *layout, o Ahead) *ahead {
 	if a.piece == 0 {
 		a.piece = defaultPiece
 	}
+	a.lender, _ = r.(Lender)
 	return a
 }
 
@@ -86,8 +91,11 @@ func (a *ahead) close() {
 	for _, p := range a.list {
 		a.reuse(p)
 	}
+	for _, p := range a.lent {
+		p.giveBack()
+	}
 	a.c.spaces.Put(a.w)
-	a.w, a.list = nil, nil
+	a.w, a.list, a.lent = nil, nil, nil
 }
 
 // need adds e, which lies at or after the current position, to what is read.
@@ -162,7 +170,7 @@ func (a *ahead) wait(p *piece) {
 	}
 }
 
-// reuse gives a piece back to the workspace, which only holds pieces whose done channel is empty.
+// reuse makes a piece free to be used again; its done channel must be empty. The workspace gets none that is lent.
 func (a *ahead) reuse(p *piece) {
 	if !p.have {
 		select {
@@ -170,7 +178,11 @@ func (a *ahead) reuse(p *piece) {
 		default: // dropped before it was read
 		}
 	}
-	a.w.pieces = append(a.w.pieces, p)
+	if p.giveBack != nil {
+		a.lent = append(a.lent, p)
+	} else {
+		a.w.pieces = append(a.w.pieces, p)
+	}
 }
 
 // hand gives the first piece of what is to be read to a worker.
@@ -200,9 +212,20 @@ func (a *ahead) hand() {
 	a.jobs <- p // has room: at most depth+1 pieces are in use
 }
 
-// fresh returns an unused piece.
+// fresh returns an unused piece, of the reader's memory where it has some.
 func (a *ahead) fresh() *piece {
 	w := a.space()
+	if k := len(a.lent) - 1; k >= 0 {
+		p := a.lent[k]
+		a.lent = a.lent[:k]
+		p.err, p.have = nil, false
+		return p
+	}
+	if a.lender != nil {
+		if buf, giveBack := a.lender.Lend(a.piece); buf != nil {
+			return &piece{buf: buf, giveBack: giveBack, done: make(chan struct{}, 1)}
+		}
+	}
 	for k := len(w.pieces) - 1; k >= 0; k-- {
 		p := w.pieces[k]
 		w.pieces = w.pieces[:k]

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
@@ -173,6 +174,80 @@ func TestWorkspaceIsUsedAgain(t *testing.T) {
 		lens, sums := collect(t, p, bytes.NewReader(data), c, nil)
 		if fmt.Sprint(lens) != fmt.Sprint(want) || fmt.Sprint(sums) != fmt.Sprint(wantSums) {
 			t.Fatalf("run %d differs", i)
+		}
+	}
+}
+
+// lending is a disk with memory of its own for so many pieces.
+type lending struct {
+	readerFunc
+	most int
+	mu   sync.Mutex
+	out  map[*byte]bool // the first bytes of what is lent
+}
+
+func (l *lending) Lend(n int) ([]byte, func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.out) == l.most {
+		return nil, nil
+	}
+	p := make([]byte, n)
+	l.out[&p[0]] = true
+	return p, func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.out, &p[0])
+	}
+}
+
+// As much as a disk lends is read into, also through an overlay, and all of it is given back, however the run ends.
+func TestLentMemoryIsReadIntoAndGivenBack(t *testing.T) {
+	c := small(t, limits{min: 4096, max: 16384, bits: 12, step: 512})
+	data := samples(256<<10, 1)["random"]
+	want, wantSums := full(data, c)
+	broken := errors.New("disk went away")
+	for _, most := range []int{0, 1, 3, 100} {
+		for _, how := range []string{"all", "overlay", "break", "error"} {
+			var lent, own int
+			disk := &lending{most: most, out: map[*byte]bool{}}
+			disk.readerFunc = func(p []byte, off int64) (int, error) {
+				disk.mu.Lock()
+				defer disk.mu.Unlock()
+				if disk.out[&p[0]] {
+					lent++
+				} else {
+					own++
+				}
+				if how == "error" && off > 100<<10 {
+					return 0, broken
+				}
+				return copy(p, data[off:]), nil
+			}
+			var r io.ReaderAt = disk
+			if how == "overlay" {
+				r = &Overlay{Base: bytes.NewReader(data), Top: r, Extents: extent.Of(extent.Extent{Len: int64(len(data))})}
+			}
+			p := Plan{Size: int64(len(data)), Ahead: Ahead{Depth: 4, Piece: 4096}}
+			switch how {
+			case "all", "overlay":
+				lens, sums := collect(t, p, r, c, nil)
+				if fmt.Sprint(lens) != fmt.Sprint(want) || fmt.Sprint(sums) != fmt.Sprint(wantSums) {
+					t.Errorf("%d, %s: other chunks", most, how)
+				}
+			default:
+				for _, err := range p.Chunks(r, c) {
+					if how == "break" || err != nil && !errors.Is(err, broken) {
+						break
+					}
+				}
+			}
+			if len(disk.out) > 0 {
+				t.Errorf("%d, %s: %d pieces are not given back", most, how, len(disk.out))
+			}
+			if (lent > 0) != (most > 0) || most == 100 && own > 0 {
+				t.Errorf("%d, %s: %d reads into lent memory, %d into own", most, how, lent, own)
+			}
 		}
 	}
 }

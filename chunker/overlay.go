@@ -32,7 +32,15 @@ type Overlay struct {
 	Extents   extent.Set // read from Top
 }
 
-var _ io.ReaderAt = (*Overlay)(nil)
+var _ Lender = (*Overlay)(nil)
+
+// Lend lends the memory of Top, where that is a [Lender].
+func (o *Overlay) Lend(n int) (p []byte, giveBack func()) {
+	if l, ok := o.Top.(Lender); ok {
+		return l.Lend(n)
+	}
+	return nil, nil
+}
 
 // ReadAt fills p or fails. A read touches each reader once per run of bytes that it has to give, in ascending order.
 func (o *Overlay) ReadAt(p []byte, off int64) (int, error) {

@@ -37,6 +37,13 @@ type Ahead struct {
 	Piece int // longest read in bytes, a multiple of 512; default 1 MiB. Reads end at multiples of it.
 }
 
+// Lender is a reader that fills memory of its own without a copy.
+type Lender interface {
+	io.ReaderAt
+	// Lend gives n bytes to be read into, until giveBack is called; nil: it has none to spare.
+	Lend(n int) (p []byte, giveBack func())
+}
+
 // Chunk is one chunk of a part. It is exactly one of three kinds:
 //
 //	new     Data holds the bytes
@@ -56,6 +63,8 @@ type Chunk struct {
 // would give; old ones are not read, nor are holes. r must give the part's bytes as they are now, at least those of
 // [Plan.Reads], and be safe for concurrent use. Reads start and end at multiples of 512 or at Size, and never reach
 // beyond Size; r should be fast for the length Ahead.Piece.
+//
+// What is read ahead is read into the memory of r where r is a [Lender].
 //
 // An error ends the sequence: a plan that makes no sense, or what r said with the place where. No read is under
 // way after the loop has ended, however it ended; a loop that breaks off waits for the reads under way.

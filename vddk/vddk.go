@@ -52,6 +52,14 @@ type Flusher interface {
 	Flush(ctx context.Context) error
 }
 
+// Lender is a Disk that has memory of its own, which it fills and empties without a copy.
+type Lender interface {
+	// Lend gives n bytes to be read into and written from; nil: it has none to spare, or not so many at once. They are
+	// the caller's until it gives them back, however long after the disk was closed. Only after a call that failed may
+	// what was to be read into go on changing till then.
+	Lend(n int) (p []byte, giveBack func())
+}
+
 // Describer is a Disk that tells how it is served, for events and reports: for example "nbdssl esx1:902".
 type Describer interface{ Describe() string }
 

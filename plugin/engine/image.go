@@ -180,6 +180,16 @@ func (s *section) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
+var _ chunker.Lender = (*section)(nil)
+
+// Lend lends the memory of the disk, where that has some.
+func (s *section) Lend(n int) (p []byte, giveBack func()) {
+	if l, ok := s.disk.(vddk.Lender); ok {
+		return l.Lend(n)
+	}
+	return nil, nil
+}
+
 // readable answers whether the repository still has everything of a part's tree, remembering trees already seen:
 // all-zero parts share one.
 type readable struct {

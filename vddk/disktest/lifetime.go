@@ -50,10 +50,6 @@ func cancelIdle(t *testing.T, h Harness) {
 
 func cancelInFlight(t *testing.T, h Harness) {
 	x, content := filled(t, h, 2<<20)
-	if x.Stall == nil {
-		t.Log("answers cannot be held up")
-		return
-	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
 	resume := x.Stall()
@@ -91,10 +87,6 @@ func cancelInFlight(t *testing.T, h Harness) {
 
 func cutReading(t *testing.T, h Harness) {
 	x, content := filled(t, h, 2<<20)
-	if x.Cut == nil {
-		t.Log("connections cannot be cut")
-		return
-	}
 	d := open(t, h, t.Context(), x.Spec)
 	defer shut(t, d)
 	got := make([]byte, len(content))
@@ -115,10 +107,6 @@ func cutReading(t *testing.T, h Harness) {
 
 func cutWriting(t *testing.T, h Harness) {
 	x := h.New(t, 4<<20)
-	if x.Cut == nil {
-		t.Log("connections cannot be cut")
-		return
-	}
 	d := open(t, h, t.Context(), writable(x.Spec))
 	if _, err := d.WriteAt(random(1<<20, 1), 0); err != nil {
 		t.Fatal(err)

@@ -20,5 +20,9 @@ func TestMemory(t *testing.T) {
 			return disktest.Target{Spec: vddk.Spec{Path: path}, Raw: i, Cut: i.Cut}
 		},
 		Unit: 64 << 10,
+		Lacks: map[disktest.Ability]string{
+			disktest.Stalling: "it answers in the call itself",
+			disktest.Lending:  "its bytes are this process's own: what is saved elsewhere is the copy out of another's",
+		},
 	})
 }

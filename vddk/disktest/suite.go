@@ -22,8 +22,10 @@ type Harness struct {
 	New func(t *testing.T, size int64) Target
 	// Reconnects: reads go on after Target.Cut. Without it they fail with [vddk.ErrConnectionLost].
 	Reconnects bool
-	// Unit is how coarse allocation is, bytes; 0: the transport does not know of allocation.
+	// Unit is how coarse allocation is, bytes.
 	Unit int64
+	// Lacks names what the transport does not have, with the reason. Whatever is not named here is demanded.
+	Lacks map[Ability]string
 }
 
 // Target is a disk behind the transport.
@@ -34,10 +36,8 @@ type Target struct {
 		io.ReaderAt
 		io.WriterAt
 	}
-	// Cut breaks every connection to the disk there is. nil: it cannot be broken.
-	Cut func()
-	// Stall makes answers wait until the returned function is called. nil: they cannot be held up.
-	Stall func() (resume func())
+	Cut   func()                 // breaks every connection to the disk there is, see [Cutting]
+	Stall func() (resume func()) // makes answers wait until the returned function is called, see [Stalling]
 }
 
 // patience bounds everything that ought to end soon.
@@ -46,28 +46,35 @@ const patience = 30 * time.Second
 // Run holds the transport to all promises.
 func Run(t *testing.T, h Harness) {
 	for _, c := range []struct {
-		name string
-		test func(*testing.T, Harness)
+		name  string
+		test  func(*testing.T, Harness)
+		needs Ability // empty: none
 	}{
-		{"Alignment", alignment},
-		{"Sizes", sizes},
-		{"EndOfDisk", endOfDisk},
-		{"Sparse", sparse},
-		{"Unknown", unknown},
-		{"Model", model},
-		{"Parallel", parallel},
-		{"ReadOnly", readOnly},
-		{"Durability", durability},
-		{"Allocated", allocated},
-		{"CancelBefore", cancelBefore},
-		{"CancelIdle", cancelIdle},
-		{"CancelInFlight", cancelInFlight},
-		{"CutReading", cutReading},
-		{"CutWriting", cutWriting},
-		{"CloseInFlight", closeInFlight},
-		{"CloseTwice", closeTwice},
+		{"Abilities", abilities, ""},
+		{"Alignment", alignment, ""},
+		{"Sizes", sizes, ""},
+		{"EndOfDisk", endOfDisk, ""},
+		{"Sparse", sparse, ""},
+		{"Unknown", unknown, ""},
+		{"Model", model, ""},
+		{"Parallel", parallel, ""},
+		{"ReadOnly", readOnly, ""},
+		{"Durability", durability, ""},
+		{"Flush", flush, Flushing},
+		{"Allocated", allocated, Allocation},
+		{"Lent", lent, Lending},
+		{"LentAfterwards", lentAfterwards, Lending},
+		{"CancelBefore", cancelBefore, ""},
+		{"CancelIdle", cancelIdle, ""},
+		{"CancelInFlight", cancelInFlight, Stalling},
+		{"CutReading", cutReading, Cutting},
+		{"CutWriting", cutWriting, Cutting},
+		{"CloseInFlight", closeInFlight, ""},
+		{"CloseTwice", closeTwice, ""},
 	} {
-		t.Run(c.name, func(t *testing.T) { c.test(t, h) })
+		if _, lacks := h.Lacks[c.needs]; !lacks {
+			t.Run(c.name, func(t *testing.T) { c.test(t, h) })
+		}
 	}
 }
 
@@ -341,16 +348,7 @@ func durability(t *testing.T, h Harness) {
 	x := h.New(t, 4<<20)
 	want := random(4<<20, 5)
 	d := open(t, h, t.Context(), writable(x.Spec))
-	if _, err := d.WriteAt(want[:2<<20], 0); err != nil {
-		t.Fatal(err)
-	}
-	if f, ok := d.(vddk.Flusher); ok {
-		if err := f.Flush(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		same(t, x, append(bytes.Clone(want[:2<<20]), make([]byte, 2<<20)...))
-	}
-	if _, err := d.WriteAt(want[2<<20:], 2<<20); err != nil {
+	if _, err := d.WriteAt(want, 0); err != nil {
 		t.Fatal(err)
 	}
 	shut(t, d)
@@ -363,11 +361,27 @@ func durability(t *testing.T, h Harness) {
 	}
 }
 
-func allocated(t *testing.T, h Harness) {
-	if h.Unit == 0 {
-		t.Log("the transport does not know of allocation")
-		return
+func flush(t *testing.T, h Harness) {
+	x := h.New(t, 2<<20)
+	want := random(2<<20, 6)
+	d := open(t, h, t.Context(), writable(x.Spec))
+	f := d.(vddk.Flusher)
+	for _, n := range []int{1 << 20, 2 << 20} {
+		if _, err := d.WriteAt(want[n-1<<20:n], int64(n)-1<<20); err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Flush(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		same(t, x, append(bytes.Clone(want[:n]), make([]byte, len(want)-n)...))
 	}
+	shut(t, d)
+	if err := f.Flush(t.Context()); !errors.Is(err, vddk.ErrClosed) {
+		t.Errorf("flushing after Close gives %v", err)
+	}
+}
+
+func allocated(t *testing.T, h Harness) {
 	size := 40*h.Unit + 512
 	x := h.New(t, size)
 	var data extent.Set
@@ -379,10 +393,7 @@ func allocated(t *testing.T, h Harness) {
 	}
 	d := open(t, h, t.Context(), x.Spec)
 	defer shut(t, d)
-	a, ok := d.(vddk.Allocator)
-	if !ok {
-		t.Fatal("the disk is not an Allocator")
-	}
+	a := d.(vddk.Allocator)
 	whole := extent.Extent{Len: size}
 	for _, e := range []extent.Extent{whole, {Off: 512, Len: 512}, {Off: 5 * h.Unit, Len: 3*h.Unit + 512}, {Off: 9*h.Unit + 512, Len: 2 * h.Unit}, {Off: size - 512, Len: 512}, {Off: h.Unit}} {
 		got, err := a.Allocated(t.Context(), e)

@@ -34,6 +34,10 @@ func TestConformance(t *testing.T) {
 				},
 			}
 		},
+		Lacks: map[disktest.Ability]string{
+			disktest.Allocation: "the kernel does not tell of a SCSI disk what of it is allocated",
+			disktest.Lending:    "the kernel copies into any memory",
+		},
 	})
 	if len(p.deleted) == 0 {
 		t.Error("no device was dropped")

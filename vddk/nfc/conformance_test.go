@@ -33,6 +33,10 @@ func TestConformance(t *testing.T) {
 					},
 					Reconnects: true,
 					Unit:       64 << 10,
+					Lacks: map[disktest.Ability]string{
+						disktest.Flushing: "NFC has no request for it: writes are durable once the file is closed",
+						disktest.Lending:  "bytes are read from the socket into the caller's memory: there is no copy to save",
+					},
 				})
 				k.quiet()
 				if n := k.Stats().OpenFiles; n != 0 {

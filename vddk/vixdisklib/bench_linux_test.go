@@ -66,10 +66,12 @@ func read(b *testing.B, l load, control ...string) {
 			b.ReportMetric(float64((cpu(b)-began).Milliseconds())/(float64(n)*benchSize/1e9), "cpu-ms/GB")
 		})
 	}
-	measure("helper", func() (func(*testing.B), func() error) {
-		d := k.open(spec)
-		return func(b *testing.B) { readAll(b, d, l) }, d.Close // the helper's time counts once it is gone
-	})
+	for name, lent := range map[string]bool{"helper": true, "helper-copied": false} {
+		measure(name, func() (func(*testing.B), func() error) {
+			d := k.open(spec)
+			return func(b *testing.B) { readAll(b, d, l, lent) }, d.Close // the helper's time counts once it is gone
+		})
+	}
 	direct := loadHere(b, k, spec.Path)
 	for name, into := range map[string][]byte{"direct": nil, "copied": make([]byte, l.outstanding*l.size)} {
 		measure(name, func() (func(*testing.B), func() error) {
@@ -91,12 +93,17 @@ func cpu(b *testing.B) (sum time.Duration) {
 }
 
 // readAll reads the disk, each of the outstanding requests by a caller of its own.
-func readAll(b *testing.B, d vddk.Disk, l load) {
+func readAll(b *testing.B, d vddk.Disk, l load, lent bool) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range l.outstanding {
 		wg.Go(func() {
 			buf := make([]byte, l.size)
+			if lent {
+				p, giveBack := d.(vddk.Lender).Lend(l.size)
+				defer giveBack()
+				buf = p
+			}
 			for {
 				at := next.Add(int64(l.size)) - int64(l.size)
 				if at >= benchSize {

@@ -30,6 +30,8 @@ func TestConformance(t *testing.T) {
 			}
 			if v.Allocation() {
 				h.Unit = 64 << 10
+			} else {
+				h.Lacks = map[disktest.Ability]string{disktest.Allocation: "the library has QueryAllocatedBlocks from 6.7 on"}
 			}
 			disktest.Run(t, h)
 			for _, e := range k.lib.Events() {

@@ -16,8 +16,9 @@ import (
 
 // disk is a disk open in a helper.
 //
-// Offsets and lengths are bytes here, sectors on the wire. A call is cut into pieces of at most a slot; a piece takes a
-// slot, is sent, and gives the slot back when it is answered, also when nobody waits for the answer any more.
+// Offsets and lengths are bytes here, sectors on the wire. A call is cut into requests of at most a piece of the shared
+// memory. A request in flight has a piece, its own or what was lent to the caller, and lets it go when it is answered,
+// also when nobody waits for the answer any more.
 type disk struct {
 	p        *process
 	ctx      context.Context // of Open: governs the disk's life
@@ -26,7 +27,7 @@ type disk struct {
 	size     int64
 	patience time.Duration
 	describe string
-	slots    *slots // of the shared memory
+	free     chan struct{} // one for each request that may be sent now
 	leave    func() error
 
 	mu      sync.Mutex
@@ -42,6 +43,7 @@ var (
 	_ vddk.Allocator = (*disk)(nil)
 	_ vddk.Flusher   = (*disk)(nil)
 	_ vddk.Describer = (*disk)(nil)
+	_ vddk.Lender    = (*disk)(nil)
 )
 
 func (d *disk) Size() int64      { return d.size }
@@ -122,79 +124,63 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// slots are the free slots of a disk. The one given back last is taken next: its memory is still in the processor's cache.
-type slots struct {
-	free chan struct{} // one for each number in the stack
-	mu   sync.Mutex
-	last []uint32
-}
-
-func newSlots() *slots {
-	s := &slots{free: make(chan struct{}, wire.Depth)}
-	for i := range uint32(wire.Depth) {
-		s.put(wire.Depth - 1 - i)
+// Lend gives a piece of the memory that is shared with the helper.
+func (d *disk) Lend(n int) (p []byte, giveBack func()) {
+	if d.enter() != nil {
+		return nil, nil
 	}
-	return s
+	defer d.calls.Done()
+	return d.p.memory.lend(n)
 }
 
-func (s *slots) put(slot uint32) {
-	s.mu.Lock()
-	s.last = append(s.last, slot)
-	s.mu.Unlock()
-	s.free <- struct{}{}
-}
-
-// take follows a receive from free.
-func (s *slots) take() uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := len(s.last) - 1
-	slot := s.last[n]
-	s.last = s.last[:n]
-	return slot
-}
-
-// piece is one request under way.
-type piece struct {
-	buf    []byte // of the caller; not touched once the caller is gone
-	slot   uint32
+// request is one transfer under way.
+type request struct {
+	buf    []byte // of the caller
+	at     int    // offset in the shared memory
+	lent   bool   // buf lies there: nothing is copied
 	code   uint64
 	result []byte
-	taken  atomic.Bool // by the answer or by the caller's leaving, whichever is first
+	users  atomic.Int32 // the caller and the answer: the last of them gives everything back
 }
 
-// move moves p piece by piece, as many at a time as there are slots.
+// done takes a user of a request away.
+func (d *disk) done(x *request) {
+	if x.users.Add(-1) == 0 {
+		d.p.memory.drop(uint32(x.at / wire.PieceBytes))
+		d.free <- struct{}{}
+	}
+}
+
+// move moves p in requests, as many at a time as may be in flight.
 func (d *disk) move(kind wire.Kind, p []byte, off int64) error {
-	answers := make(chan *piece, wire.Depth) // never full: there is a slot to each
-	under := make(map[*piece]struct{}, wire.Depth)
+	answers := make(chan *request, wire.Depth) // never full: no more are in flight
+	under := make(map[*request]struct{}, wire.Depth)
 	defer func() {
 		for x := range under { // left behind, by an error or the end of the context
-			if !x.taken.CompareAndSwap(false, true) {
-				d.slots.put(x.slot) // answered in the same moment
-			}
+			d.done(x)
 		}
 	}()
 	timer := time.NewTimer(d.patience)
 	defer timer.Stop()
 	for len(p) > 0 || len(under) > 0 {
-		free := d.slots.free
+		free := d.free
 		if len(p) == 0 {
 			free = nil
 		}
 		select {
 		case <-free:
-			n := min(len(p), wire.SlotBytes)
-			x := &piece{buf: p[:n], slot: d.slots.take()}
+			n := min(len(p), wire.PieceBytes)
+			x := &request{buf: p[:n]}
 			under[x] = struct{}{}
 			d.send(kind, x, off, answers)
 			p, off = p[n:], off+int64(n)
 		case x := <-answers:
 			delete(under, x)
 			err := d.p.failure(x.code, x.result)
-			if err == nil && kind == wire.Read {
-				copy(x.buf, wire.Slot(d.p.memory, d.number, x.slot))
+			if err == nil && kind == wire.Read && !x.lent {
+				copy(x.buf, d.p.memory.bytes[x.at:])
 			}
-			d.slots.put(x.slot)
+			d.done(x)
 			if err != nil {
 				return err
 			}
@@ -212,19 +198,23 @@ func (d *disk) move(kind wire.Kind, p []byte, off int64) error {
 	return nil
 }
 
-// send asks for a piece. The answer goes to answers, or, when the caller has left, gives the slot back.
-func (d *disk) send(kind wire.Kind, x *piece, off int64, answers chan<- *piece) {
-	if kind == wire.Write {
-		copy(wire.Slot(d.p.memory, d.number, x.slot), x.buf)
-	}
-	body := wire.Transfer{Disk: d.number, Slot: x.slot, First: uint64(off / vddk.SectorSize), Sectors: uint64(len(x.buf) / vddk.SectorSize)}.Encode()
-	d.p.post(kind, body, func(code uint64, result []byte) {
-		if !x.taken.CompareAndSwap(false, true) {
-			d.slots.put(x.slot)
-			return
+// send asks for a transfer. The answer goes to answers, whether or not the caller is still there.
+func (d *disk) send(kind wire.Kind, x *request, off int64, answers chan<- *request) {
+	m := d.p.memory
+	x.users.Store(2)
+	if x.at, x.lent = m.find(x.buf); x.lent {
+		m.use(uint32(x.at / wire.PieceBytes))
+	} else {
+		x.at = int(m.take()) * wire.PieceBytes
+		if kind == wire.Write {
+			copy(m.bytes[x.at:], x.buf)
 		}
+	}
+	t := wire.Transfer{Disk: d.number, Sectors: uint32(len(x.buf) / vddk.SectorSize), At: uint64(x.at), First: uint64(off / vddk.SectorSize)}
+	d.p.post(kind, t.Encode(), func(code uint64, result []byte) {
 		x.code, x.result = code, result
 		answers <- x
+		d.done(x)
 	})
 }
 

@@ -9,5 +9,5 @@
 // when the last of them is closed the connection is ended and the helper is gone.
 //
 // Vocabulary: a mode is one of the library's transports (nbdssl, nbd, hotadd, san, file); a connection is a login of the
-// library for one machine; a slot is a piece of the shared memory that holds one request.
+// library for one machine; a piece is what of the shared memory holds one request.
 package vixdisklib

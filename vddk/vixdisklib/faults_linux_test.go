@@ -190,7 +190,7 @@ func TestOneErrorLeavesTheDiskUsable(t *testing.T) {
 	}
 	d := k.open(spec)
 	got := make([]byte, len(content))
-	for range 30 { // more often than there are slots
+	for range 30 { // more often than requests may be in flight
 		k.lib.Control("fault Read lba=4096-4097 code=2")
 		if _, err := d.ReadAt(got, 0); !errors.Is(err, vddk.ErrHostMemory) {
 			t.Fatal(err)
@@ -353,6 +353,49 @@ func TestKilledInMidRead(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// An answer that comes when nobody waits for it any more must not change memory that was lent anew.
+func TestLateAnswersStayInTheirMemory(t *testing.T) {
+	const size = 1 << 20
+	k := newKit(t, newest())
+	spec, raw := k.disk(size)
+	content := random(size)
+	if _, err := raw.WriteAt(content, 0); err != nil {
+		t.Fatal(err)
+	}
+	stays := k.open(spec).(vddk.Lender)
+	ctx, cancel := context.WithCancel(t.Context())
+	d, err := k.Open(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.lib.Control("fault Read hold")
+	p, giveBack := d.(vddk.Lender).Lend(size)
+	before := len(k.calls())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if _, err := d.ReadAt(p, 0); !errors.Is(err, context.Canceled) {
+			t.Errorf("a cancelled read gives %v", err)
+		}
+	})
+	until(t, func() bool { return slices.Contains(k.calls()[before:], "ReadAsync") })
+	cancel()
+	ends(t, "a cancelled read", wg.Wait)
+	giveBack()
+	next, giveBack := stays.Lend(size)
+	defer giveBack()
+	clear(next)
+	k.lib.Control()
+	if err := d.Close(); err != nil { // once the library has answered
+		t.Error(err)
+	}
+	if !bytes.Equal(p, content) {
+		t.Error("the late answer did not come: the test shows nothing")
+	}
+	if !bytes.Equal(next, make([]byte, size)) {
+		t.Error("a late answer changed memory that was lent anew")
+	}
 }
 
 func TestDisksShareAConnection(t *testing.T) {

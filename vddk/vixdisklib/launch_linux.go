@@ -109,10 +109,11 @@ func spawn(program string, env []string) (_ *process, err error) {
 	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL); err != nil {
 		return nil, fmt.Errorf("seal the memory shared with the helper: %w", err)
 	}
-	if p.memory, err = unix.Mmap(fd, 0, wire.MemorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	mapped, err := unix.Mmap(fd, 0, wire.MemorySize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
 		return nil, fmt.Errorf("map the memory shared with the helper: %w", err)
 	}
-	p.unmap = func() error { return unix.Munmap(p.memory) }
+	p.memory = newMemory(mapped, func() error { return unix.Munmap(mapped) })
 	p.cmd = exec.Command(program)
 	p.cmd.Env = env
 	p.cmd.ExtraFiles = []*os.File{theirs, memory} // wire.SocketFile, wire.MemoryFile
@@ -120,7 +121,7 @@ func spawn(program string, env []string) (_ *process, err error) {
 	p.cmd.WaitDelay = 5 * time.Second
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // keys of a terminal are for this process alone
 	if err := p.cmd.Start(); err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w: %w", program, err, vddk.ErrUnsupported), p.unmap())
+		return nil, errors.Join(fmt.Errorf("start %s: %w: %w", program, err, vddk.ErrUnsupported), p.memory.end())
 	}
 	return p, nil
 }

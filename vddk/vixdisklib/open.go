@@ -121,7 +121,10 @@ func (t *Transport) openIn(ctx context.Context, s *shared, spec vddk.Spec) (*dis
 		return nil, err
 	}
 	d := &disk{p: p, ctx: ctx, spec: spec, number: number, size: int64(opened.Sectors) * vddk.SectorSize, patience: t.timeouts().Transfer,
-		slots: newSlots(), describe: strings.TrimSpace(opened.Mode+" "+p.servingHost()) + " through " + p.libraryName()}
+		free: make(chan struct{}, wire.Depth), describe: strings.TrimSpace(opened.Mode+" "+p.servingHost()) + " through " + p.libraryName()}
+	for range wire.Depth {
+		d.free <- struct{}{}
+	}
 	p.users++
 	switch {
 	case opened.Sectors == 0 || opened.Sectors > 1<<54:

@@ -22,8 +22,7 @@ import (
 type process struct {
 	cmd    *exec.Cmd
 	socket *os.File
-	memory []byte // shared with the helper; wire.MemorySize
-	unmap  func() error
+	memory *memory
 	stderr *tail
 	clean  redactor
 	log    func(Level, string)
@@ -219,7 +218,7 @@ func (p *process) end(grace time.Duration) error {
 		p.kill(fmt.Errorf("it did not end within %s and was killed", grace))
 		<-p.dead
 	}
-	return errors.Join(p.socket.Close(), p.unmap())
+	return errors.Join(p.socket.Close(), p.memory.end())
 }
 
 // tail keeps the last lines written to it.

@@ -110,7 +110,8 @@ func (s *server) close(o wire.One) (any, error) {
 }
 
 func (d *disk) transfer(f wire.Frame, t wire.Transfer) {
-	buf := wire.Slot(d.s.memory, t.Disk, t.Slot)[:t.Sectors*wire.SectorSize]
+	end := t.At + uint64(t.Sectors)*wire.SectorSize
+	buf := d.s.memory[t.At:end:end]
 	d.s.lib.Start(d.handle, library.Transfer{Write: f.Kind == wire.Write, First: t.First, Buf: buf}, func(err error) {
 		d.s.answer(f.Number, nil, err)
 	})

@@ -1,8 +1,8 @@
 // Package wire is what vmkeep and its helper process vmkeep-vddk say to each other over a socket pair.
 //
-// It hides how messages lie in bytes. Bytes of disks do not pass here: they lie in memory both processes map (see
-// [Slot]), and a message only names the slot. Requests are numbered by the client; every request is answered by one
-// Reply with the same number, in any order.
+// It hides how messages lie in bytes. Bytes of disks do not pass here: they lie in memory both processes map, and a
+// message only says where. Requests are numbered by the client; every request is answered by one Reply with the same
+// number, in any order.
 package wire
 
 import (
@@ -22,10 +22,10 @@ import (
 //
 // Body of Read and Write:
 //
-//	+-----------+--------+---------------+-----------+
-//	| disk  u32 | slot   | first sector  | sectors   |
-//	|           | u32    | u64           | u64       |
-//	+-----------+--------+---------------+-----------+
+//	+-----------+-----------+--------------+---------------+
+//	| disk  u32 | sectors   | where in the | first sector  |
+//	|           | u32       | memory  u64  | u64           |
+//	+-----------+-----------+--------------+---------------+
 //
 // Body of Reply: the library's code (u64, 0: success), then JSON: the result, or a [Failure].
 // Body of Log: level (u8), then text. Bodies of all others: JSON.
@@ -71,18 +71,20 @@ const (
 	LevelPanic // the library ends the process after it
 )
 
-// Geometry of the shared memory: every disk has Depth slots of its own, so that a disk that hangs holds up no other.
-// Pages never touched take no memory.
+// Geometry of the shared memory: there is a piece for every request that may be in flight, so that a disk that hangs holds
+// up no other, and for what is lent to callers. Pages never touched take no memory.
 const (
-	Disks      = 64       // per helper
-	Depth      = 16       // requests in flight per disk
-	SlotBytes  = 1 << 20  // largest request; hosts run out of NFC memory above 2 MiB
+	Disks      = 64  // per helper
+	Depth      = 16  // requests in flight per disk
+	Lendable   = 256 // pieces with callers
+	Pieces     = Disks*Depth + Lendable
+	PieceBytes = 1 << 20  // largest request; hosts run out of NFC memory above 2 MiB
 	MemoryFile = 4        // descriptor of the memory in the helper
 	SocketFile = 3        // descriptor of the socket in the helper
 	SectorSize = 512      // bytes
 	ChunkSize  = 64 << 10 // bytes, the smallest unit QueryAllocatedBlocks takes (128 sectors)
 	MaxChunks  = 256 << 10
-	MemorySize = Disks * Depth * SlotBytes
+	MemorySize = Pieces * PieceBytes
 	headSize   = 16
 	maxBody    = 8*MaxChunks + 4096 // blocks: at most every other chunk, 16 bytes each
 	transferSz = 24
@@ -93,12 +95,6 @@ const CodeHelper uint64 = 1 << 62
 
 // ErrFrame is a frame that breaks the protocol.
 var ErrFrame = errors.New("broken frame")
-
-// Slot is the piece of the shared memory that belongs to a slot of a disk.
-func Slot(memory []byte, disk, slot uint32) []byte {
-	at := (int(disk)*Depth + int(slot)) * SlotBytes
-	return memory[at : at+SlotBytes : at+SlotBytes]
-}
 
 // Append appends the frame to b.
 func (f Frame) Append(b []byte) []byte {
@@ -126,29 +122,31 @@ func Next(r io.Reader) (Frame, error) {
 	return f, nil
 }
 
-// Transfer asks to move sectors between a disk and a slot.
+// Transfer asks to move sectors between a disk and the shared memory.
 type Transfer struct {
-	Disk, Slot     uint32
-	First, Sectors uint64
+	Disk, Sectors uint32
+	At            uint64 // offset in the memory, bytes
+	First         uint64 // sector
 }
 
 // Encode is the body of a Read or Write.
 func (t Transfer) Encode() []byte {
 	b := make([]byte, 0, transferSz)
 	b = binary.LittleEndian.AppendUint32(b, t.Disk)
-	b = binary.LittleEndian.AppendUint32(b, t.Slot)
-	b = binary.LittleEndian.AppendUint64(b, t.First)
-	return binary.LittleEndian.AppendUint64(b, t.Sectors)
+	b = binary.LittleEndian.AppendUint32(b, t.Sectors)
+	b = binary.LittleEndian.AppendUint64(b, t.At)
+	return binary.LittleEndian.AppendUint64(b, t.First)
 }
 
-// ParseTransfer reads the body of a Read or Write, and checks that it stays inside its slot.
+// ParseTransfer reads the body of a Read or Write, and checks that it stays inside the memory.
 func ParseTransfer(b []byte) (Transfer, error) {
 	if len(b) != transferSz {
 		return Transfer{}, fmt.Errorf("transfer of %d bytes: %w", len(b), ErrFrame)
 	}
 	t := Transfer{binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:]), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])}
-	if t.Disk >= Disks || t.Slot >= Depth || t.Sectors == 0 || t.Sectors > SlotBytes/SectorSize || t.First > 1<<54 {
-		return Transfer{}, fmt.Errorf("transfer of %d sectors at %d through slot %d of disk %d: %w", t.Sectors, t.First, t.Slot, t.Disk, ErrFrame)
+	if t.Disk >= Disks || t.Sectors == 0 || t.Sectors > PieceBytes/SectorSize || t.First > 1<<54 ||
+		t.At%SectorSize != 0 || t.At > MemorySize-uint64(t.Sectors)*SectorSize {
+		return Transfer{}, fmt.Errorf("transfer of %d sectors at %d of disk %d, at %d of the memory: %w", t.Sectors, t.First, t.Disk, t.At, ErrFrame)
 	}
 	return t, nil
 }

@@ -30,15 +30,18 @@ func TestFramesComeBack(t *testing.T) {
 	}
 }
 
-func TestTransfersStayInTheirSlot(t *testing.T) {
-	for _, bad := range []Transfer{{Disks, 0, 0, 1}, {0, Depth, 0, 1}, {0, 0, 0, 0}, {0, 0, 0, SlotBytes/SectorSize + 1}, {0, 0, 1 << 60, 1}} {
+func TestTransfersStayInTheMemory(t *testing.T) {
+	const most = PieceBytes / SectorSize
+	for _, bad := range []Transfer{{Disks, 1, 0, 0}, {0, 0, 0, 0}, {0, most + 1, 0, 0}, {0, 1, 0, 1 << 60}, {0, 1, 1, 0}, {0, 1, MemorySize, 0},
+		{0, 2, MemorySize - SectorSize, 0}, {0, 1, -SectorSize & (1<<64 - 1), 0}} {
 		if _, err := ParseTransfer(bad.Encode()); !errors.Is(err, ErrFrame) {
 			t.Errorf("%+v: %v", bad, err)
 		}
 	}
-	memory := make([]byte, Depth*SlotBytes*2)
-	if s := Slot(memory, 1, Depth-1); len(s) != SlotBytes || cap(s) != SlotBytes || &s[SlotBytes-1] != &memory[len(memory)-1] {
-		t.Error("the last slot is not at the end")
+	for _, good := range []Transfer{{Disks - 1, 1, MemorySize - SectorSize, 0}, {0, most, 512, 1 << 54}} {
+		if got, err := ParseTransfer(good.Encode()); err != nil || got != good {
+			t.Errorf("%+v: %+v, %v", good, got, err)
+		}
 	}
 }
 
@@ -77,7 +80,7 @@ func FuzzNext(f *testing.F) {
 				t.Fatal("a frame is not what was read")
 			}
 			if tr, err := ParseTransfer(fr.Body); err == nil {
-				if !bytes.Equal(tr.Encode(), fr.Body) || tr.Disk >= Disks || tr.Slot >= Depth || tr.Sectors*SectorSize > SlotBytes {
+				if !bytes.Equal(tr.Encode(), fr.Body) || tr.Disk >= Disks || tr.Sectors*SectorSize > PieceBytes || tr.At+uint64(tr.Sectors)*SectorSize > MemorySize {
 					t.Fatalf("%+v", tr)
 				}
 			}
