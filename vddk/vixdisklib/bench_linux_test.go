@@ -23,9 +23,9 @@ const (
 )
 
 // BenchmarkRead compares the way through the helper with the library called in this process, at the same sizes of
-// requests and as many outstanding. What is called directly leaves the data in the library's buffers; a disk must bring
-// it into the caller's, for the library cannot be given Go's memory: "copied" does that too, as a disk without a helper
-// would. cpu-ms/GB counts the time of all threads of both processes: of two ways that keep every core busy, it says which
+// requests and as many outstanding: "helper" reads into memory that the disk lends, as the chunker does, and "direct"
+// into memory of the library's caller. The library cannot be given Go's memory: who reads into that pays for a copy,
+// "helper-copied" as much as "copied", a disk without a helper. cpu-ms/GB counts the time of all threads of both processes: of two ways that keep every core busy, it says which
 // one a busier machine will find slower.
 //
 // The fake serves from the page cache, far faster than any host; with 2 ms to each transfer, still fast, its four
@@ -98,11 +98,13 @@ func readAll(b *testing.B, d vddk.Disk, l load, lent bool) {
 	var wg sync.WaitGroup
 	for range l.outstanding {
 		wg.Go(func() {
-			buf := make([]byte, l.size)
+			var buf []byte
 			if lent {
 				p, giveBack := d.(vddk.Lender).Lend(l.size)
 				defer giveBack()
 				buf = p
+			} else {
+				buf = make([]byte, l.size)
 			}
 			for {
 				at := next.Add(int64(l.size)) - int64(l.size)

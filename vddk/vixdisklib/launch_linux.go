@@ -91,6 +91,7 @@ func spawn(program string, env []string) (_ *process, err error) {
 		return nil, errors.Join(err, unix.Close(pair[0]))
 	}
 	p := &process{socket: os.NewFile(uintptr(pair[0]), "helper"), stderr: &tail{}, pending: map[uint64]func(uint64, []byte){}, dead: make(chan struct{})}
+	p.out.W = p.socket
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.socket.Close())

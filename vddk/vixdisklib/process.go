@@ -29,7 +29,7 @@ type process struct {
 	loaded wire.Loaded
 	users  int // disks; under the turn of the shared it belongs to
 
-	writes sync.Mutex // one frame at a time
+	out wire.Writer // to socket
 
 	mu      sync.Mutex
 	pending map[uint64]func(code uint64, result []byte) // nil once the helper is gone
@@ -157,14 +157,7 @@ func (p *process) post(kind wire.Kind, body []byte, done func(code uint64, resul
 	number := p.last
 	p.pending[number] = done
 	p.mu.Unlock()
-	b := wire.Frame{Kind: kind, Number: number, Body: body}.Append(make([]byte, 0, 64))
-	p.writes.Lock()
-	defer p.writes.Unlock()
-	// A helper that is gone is noticed by attend.
-	_, _ = p.socket.Write(b)
-	if kind != wire.Read && kind != wire.Write {
-		clear(b) // there may be a password
-	}
+	p.out.Send(wire.Frame{Kind: kind, Number: number, Body: body})
 }
 
 // failure is the error of an answer; nil for success.

@@ -144,5 +144,5 @@ func (d *disk) blocks(number uint64, r wire.Range) {
 			merged = append(merged, b)
 		}
 	}
-	d.s.send(wire.Frame{Kind: wire.Reply, Number: number, Body: wire.AppendBlocks(wire.EncodeReply(0, nil), merged)})
+	d.s.out.Send(wire.Frame{Kind: wire.Reply, Number: number, Body: wire.AppendBlocks(wire.EncodeReply(0, nil), merged)})
 }

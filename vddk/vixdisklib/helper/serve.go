@@ -32,7 +32,7 @@ const mainQueue = 2*wire.Disks + 8
 // server is the state of the process. All but disks and the socket belongs to the main thread.
 type server struct {
 	socket *os.File
-	writes sync.Mutex
+	out    wire.Writer // to socket
 	memory []byte
 	main   chan func() // work for the main thread
 
@@ -69,6 +69,7 @@ func Main() error {
 		return err
 	}
 	s := &server{socket: os.NewFile(wire.SocketFile, "client"), memory: memory, main: make(chan func(), mainQueue), prepared: map[string]*library.Params{}}
+	s.out.W = s.socket
 	ended := make(chan error, 1)
 	go func() { ended <- s.listen() }()
 	for {
@@ -102,14 +103,6 @@ func (s *server) listen() error {
 	}
 }
 
-func (s *server) send(f wire.Frame) {
-	b := f.Append(nil)
-	s.writes.Lock()
-	defer s.writes.Unlock()
-	// When it fails the client is gone, and listen notices.
-	_, _ = s.socket.Write(b)
-}
-
 // answer replies with a result, or with what went wrong.
 func (s *server) answer(number uint64, result any, err error) {
 	body := wire.EncodeReply(0, result)
@@ -120,7 +113,7 @@ func (s *server) answer(number uint64, result any, err error) {
 	case err != nil:
 		body = wire.EncodeReply(wire.CodeHelper, wire.Failure{Text: err.Error()})
 	}
-	s.send(wire.Frame{Kind: wire.Reply, Number: number, Body: body})
+	s.out.Send(wire.Frame{Kind: wire.Reply, Number: number, Body: body})
 }
 
 // hear passes on what the library logs. What it says of the customer experience program is no problem of anybody's.
@@ -129,7 +122,7 @@ func (s *server) hear(level int, text string) {
 	if l == wire.LevelWarn && strings.Contains(text, "CEIP") {
 		l = wire.LevelInfo
 	}
-	s.send(wire.Frame{Kind: wire.Log, Body: wire.EncodeLog(l, text)})
+	s.out.Send(wire.Frame{Kind: wire.Log, Body: wire.EncodeLog(l, text)})
 }
 
 // onMain has the main thread work on a request.

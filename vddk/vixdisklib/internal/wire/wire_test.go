@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	"sync"
 	"testing"
 )
 
@@ -26,6 +27,44 @@ func TestFramesComeBack(t *testing.T) {
 	for n := 1; n < headSize+24; n++ { // cut anywhere in the first frame
 		if _, err := Next(bytes.NewReader(b[:n])); !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("cut at %d: %v", n, err)
+		}
+	}
+}
+
+// slow is a writer that others overtake.
+type slow struct {
+	bytes.Buffer
+	writes int
+	begun  chan struct{} // the first write is under way
+	go_    chan struct{} // and may end
+}
+
+func (s *slow) Write(p []byte) (int, error) {
+	if s.writes++; s.writes == 1 {
+		close(s.begun)
+		<-s.go_
+	}
+	return s.Buffer.Write(p)
+}
+
+func TestFramesThatWaitGoTogether(t *testing.T) {
+	s := &slow{begun: make(chan struct{}), go_: make(chan struct{})}
+	w := Writer{W: s}
+	var first sync.WaitGroup
+	first.Go(func() { w.Send(Frame{Bye, 1, nil}) })
+	<-s.begun
+	for n := uint64(2); n <= 50; n++ {
+		w.Send(Frame{Reply, n, EncodeReply(n, nil)})
+	}
+	close(s.go_)
+	first.Wait()
+	w.Send(Frame{Bye, 51, nil})
+	if s.writes != 3 {
+		t.Errorf("%d writes, not one for the first, one for those that waited, one for the last", s.writes)
+	}
+	for n := uint64(1); n <= 51; n++ {
+		if f, err := Next(&s.Buffer); err != nil || f.Number != n {
+			t.Fatalf("frame %d is %+v, %v", n, f, err)
 		}
 	}
 }
