@@ -441,18 +441,32 @@ func (d *Disk) query(off, n int64) ([]extent.Extent, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []extent.Extent
-	for i := int64(0); i < n; i++ {
-		if bitmap[i/8]>>(i%8)&1 == 0 {
-			continue
+	return allocatedChunks(bitmap, off, n), nil
+}
+
+// allocatedChunks reads the answer of n chunks from off: the lowest bit of the first byte is the first chunk. Nearly all
+// of a large disk's bytes are zero or full, so runs are looked for, not bits.
+func allocatedChunks(bitmap []byte, off, n int64) (out []extent.Extent) {
+	run := func(from int64, wanted byte) int64 { // the first chunk from there whose bit is wanted
+		skip := wanted - 1 // a byte without such a bit
+		for from < n {
+			switch b := bitmap[from/8]; {
+			case from%8 == 0 && b == skip:
+				from += 8
+			case b>>(from%8)&1 == wanted:
+				return from
+			default:
+				from++
+			}
 		}
-		if k := len(out); k > 0 && out[k-1].End() == off+i*chunk {
-			out[k-1].Len += chunk
-		} else {
-			out = append(out, extent.Extent{Off: off + i*chunk, Len: chunk})
-		}
+		return n
 	}
-	return out, nil
+	for i := run(0, 1); i < n; {
+		end := run(i, 0)
+		out = append(out, extent.Extent{Off: off + i*chunk, Len: (end - i) * chunk})
+		i = run(end, 1)
+	}
+	return out
 }
 
 // DDB looks up a key of the disk's database, for example "adapterType"; "" when it is missing.

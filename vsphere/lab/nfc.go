@@ -263,8 +263,7 @@ func (o *openDisk) WriteAt(p []byte, off int64) (int, error) {
 func (o *openDisk) Allocated(e extent.Extent) (extent.Set, error) {
 	o.link.vol.mu.RLock()
 	defer o.link.vol.mu.RUnlock()
-	set, err := o.link.allocated()
-	return set.Clip(e), err
+	return o.link.allocatedIn(e)
 }
 
 // DDB is the descriptor's database.

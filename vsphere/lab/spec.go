@@ -9,6 +9,8 @@ import (
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
+
+	"github.com/vmkeep/vmkeep/chunker/extent"
 )
 
 // Machine describes a virtual machine to make. Only the name is needed.
@@ -328,7 +330,7 @@ func (s *sim) fill(r ref, n int, file string) error {
 	if st.Size() > l.size {
 		return fmt.Errorf("%s has %d bytes, the disk %d", file, st.Size(), l.size)
 	}
-	set, err := dataExtents(f, st.Size())
+	set, err := dataExtents(f, extent.Extent{Len: st.Size()})
 	if err != nil {
 		return err
 	}

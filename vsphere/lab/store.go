@@ -374,7 +374,7 @@ func (l *link) merge() error {
 		return err
 	}
 	buf := make([]byte, blockSize)
-	for _, e := range l.have.extents(l.size) {
+	for _, e := range l.have.extents(extent.Extent{Len: l.size}) {
 		for off := e.Off; off < e.End(); off += blockSize {
 			p := buf[:min(blockSize, e.End()-off)]
 			if _, err := io.ReadFull(io.NewSectionReader(f, off, int64(len(p))), p); err != nil {
@@ -389,16 +389,19 @@ func (l *link) merge() error {
 }
 
 // allocated returns where the composed disk may differ from zeros. Volume lock held, shared at least.
-func (l *link) allocated() (extent.Set, error) {
+func (l *link) allocated() (extent.Set, error) { return l.allocatedIn(extent.Extent{Len: l.size}) }
+
+// allocatedIn is the same within a part of the disk, in time that does not grow with the rest.
+func (l *link) allocatedIn(e extent.Extent) (extent.Set, error) {
 	var set extent.Set
 	for ; l.parent != nil; l = l.parent {
-		set = set.Union(l.have.extents(l.size))
+		set = set.Union(l.have.extents(e))
 	}
 	f, err := l.open()
 	if err != nil {
 		return nil, err
 	}
-	data, err := dataExtents(f, l.size)
+	data, err := dataExtents(f, extent.Extent{Off: e.Off, Len: min(e.End(), l.size) - e.Off})
 	if err != nil {
 		return nil, err
 	}
@@ -457,9 +460,9 @@ const ( // lseek(2)
 )
 
 // dataExtents asks the file system which parts of a sparse file hold data.
-func dataExtents(f *os.File, size int64) (extent.Set, error) {
+func dataExtents(f *os.File, within extent.Extent) (extent.Set, error) {
 	var found []extent.Extent
-	for off := int64(0); off < size; {
+	for off := within.Off; off < within.End(); {
 		d, err := syscall.Seek(int(f.Fd()), off, seekData)
 		if errors.Is(err, syscall.ENXIO) {
 			break
@@ -467,14 +470,14 @@ func dataExtents(f *os.File, size int64) (extent.Set, error) {
 		if err != nil {
 			return nil, &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
 		}
+		if d >= within.End() {
+			break
+		}
 		h, err := syscall.Seek(int(f.Fd()), d, seekHole)
 		if err != nil {
 			return nil, &fs.PathError{Op: "seek", Path: f.Name(), Err: err}
 		}
-		if d >= size {
-			break
-		}
-		found = append(found, extent.Extent{Off: d, Len: min(h, size) - d})
+		found = append(found, extent.Extent{Off: d, Len: min(h, within.End()) - d})
 		off = h
 	}
 	return extent.Of(found...), nil

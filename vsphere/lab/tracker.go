@@ -20,22 +20,23 @@ func newBitmap(size int64) bitmap {
 func (m bitmap) get(b int64) bool { return m[b/64]&(1<<(b%64)) != 0 }
 func (m bitmap) set(b int64)      { m[b/64] |= 1 << (b % 64) }
 
-// extents turns the bitmap into byte ranges of a disk of the given size.
-func (m bitmap) extents(size int64) extent.Set {
+// extents turns the bitmap into byte ranges within a part of the disk.
+func (m bitmap) extents(within extent.Extent) extent.Set {
 	var out []extent.Extent
-	for w, v := range m {
+	const word = 64 * blockSize // bytes of the disk
+	for w := within.Off / word; w < int64(len(m)) && w*word < within.End(); w++ {
+		v := m[w]
 		for v != 0 {
 			lo := bits.TrailingZeros64(v)
 			n := bits.TrailingZeros64(^(v >> lo))
-			off := (int64(w)*64 + int64(lo)) * blockSize
-			out = append(out, extent.Extent{Off: off, Len: min(int64(n)*blockSize, size-off)})
+			out = append(out, extent.Extent{Off: w*word + int64(lo)*blockSize, Len: int64(n) * blockSize})
 			if lo+n == 64 {
 				break
 			}
 			v &^= (1<<n - 1) << lo
 		}
 	}
-	return extent.Of(out...)
+	return extent.Of(out...).Clip(within)
 }
 
 // tracker is the change tracking of one disk: what vSphere keeps in the -ctk.vmdk file.
