@@ -40,7 +40,7 @@ type RestoreRequest struct {
 	PowerOff     bool // modes that overwrite: power the machine off first, otherwise refuse
 	PowerOn      bool // afterwards
 	KeepPartial  bool // after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already
-	AllowMissing bool // chunks lost from the repository become zeros and are reported
+	AllowMissing bool // go on without what the repository lost, and report it: new disks have zeros there, existing ones stay as they are
 	Force        bool // overwrite files that exist in Directory
 }
 
@@ -90,7 +90,7 @@ type RestoredDisk struct {
 	Written  int64
 	Reason   string // rollback: how the extents to write were found
 	Verified bool
-	Lost     []ByteRange // AllowMissing: what the repository no longer has; written as zeros
+	Lost     []ByteRange // AllowMissing: what the repository no longer has
 }
 
 // ByteRange is a range of a disk in bytes.

@@ -59,7 +59,7 @@ where --keep-partial was given.`,
 	f.BoolVar(&r.PowerOff, "power-off", false, "power the machine off first, where that is needed")
 	f.BoolVar(&r.PowerOn, "power-on", false, "power the machine on afterwards")
 	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already")
-	f.BoolVar(&r.AllowMissing, "allow-missing", false, "restore zeros where the repository lost data, and report where")
+	f.BoolVar(&r.AllowMissing, "allow-missing", false, "go on where the repository lost data, and report where: new disks have zeros there, existing ones stay as they are")
 	plan := f.BoolP("plan", "n", false, "only tell what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		r.Point, r.Mode, r.Format = args[0], plugin.RestoreMode(mode), plugin.RestoreFormat(format)
@@ -175,7 +175,7 @@ func (a *app) writeRestore(r plugin.RestoreReport, took time.Duration) {
 	g.write(a.stdout)
 	for _, d := range r.Disks {
 		for _, lost := range d.Lost {
-			fmt.Fprintf(a.stdout, "%s: lost, now zeros: %s at offset %d\n", d.Name, size(lost.Len), lost.Off)
+			fmt.Fprintf(a.stdout, "%s: lost: %s at offset %d\n", d.Name, size(lost.Len), lost.Off)
 		}
 	}
 	for _, d := range r.Notes {

@@ -30,7 +30,7 @@ type chunkMap struct {
 	parts []*restic.ID
 	// only are the extents that are wanted, multiples of a sector; nil: the whole disk.
 	only extent.Set
-	// allowMissing makes chunks that the repository lost zeros, instead of a failure.
+	// allowMissing goes on without what the repository lost, instead of failing.
 	allowMissing bool
 	meter        *meter
 
@@ -48,9 +48,10 @@ func (c *chunkMap) whole(m *meter) *chunkMap {
 
 // piece is a chunk of the point and where it lies on the disk, or a run of zeros of any length.
 type piece struct {
-	id  restic.ID // of the zero chunk for zeros
-	off int64
-	len int64
+	id   restic.ID // of the zero chunk for zeros
+	off  int64
+	len  int64
+	lost bool // the zeros stand for something that nobody knows any more
 }
 
 func (p piece) zero() bool { return p.id == restic.ZeroChunk() }
@@ -86,16 +87,13 @@ func (c *chunkMap) piecesOf(ctx context.Context, n int) ([]piece, error) {
 	if empty := c.empty.Load(); empty != nil && c.parts[n] != nil && *c.parts[n] == *empty && within.Len == PartSize {
 		return []piece{{id: restic.ZeroChunk(), off: within.Off, len: PartSize}}, nil
 	}
-	ids, sizes, err := c.listPart(ctx, n, within.Len)
+	all, err := c.listPart(ctx, n, within)
 	if err != nil {
 		return nil, fmt.Errorf("part %d: %w", n, err)
 	}
 	var out []piece
-	off := within.Off
-	for i, id := range ids {
-		p := piece{id: id, off: off, len: int64(sizes[i])}
-		off += p.len
-		if last := len(out) - 1; last >= 0 && p.zero() && out[last].zero() && out[last].off+out[last].len == p.off {
+	for _, p := range all {
+		if last := len(out) - 1; last >= 0 && p.zero() && out[last].zero() && out[last].off+out[last].len == p.off && out[last].lost == p.lost {
 			out[last].len += p.len
 			continue
 		}
@@ -105,37 +103,46 @@ func (c *chunkMap) piecesOf(ctx context.Context, n int) ([]piece, error) {
 		}
 		out = append(out, p)
 	}
-	if len(out) == 1 && out[0].zero() && out[0].len == PartSize && c.parts[n] != nil {
+	if len(out) == 1 && out[0].zero() && !out[0].lost && out[0].len == PartSize && c.parts[n] != nil {
 		c.empty.Store(c.parts[n])
 	}
 	return out, nil
 }
 
-// listPart loads the list of a part's chunks. What the repository lost of it is zeros where that was allowed.
-func (c *chunkMap) listPart(ctx context.Context, n int, size int64) ([]restic.ID, []int, error) {
+// listPart lists the chunks of part n, which lies within. What the repository lost of it is lost where that was allowed.
+func (c *chunkMap) listPart(ctx context.Context, n int, within extent.Extent) ([]piece, error) {
 	err := fmt.Errorf("it is missing from the point: %w", repo.ErrDamaged)
 	if c.parts[n] != nil {
 		var ids []restic.ID
 		var sizes []int
-		if ids, sizes, err = loadPart(ctx, c.repo, *c.parts[n], size); err == nil {
-			return ids, sizes, nil
+		if ids, sizes, err = loadPart(ctx, c.repo, *c.parts[n], within.Len); err == nil {
+			return piecesAt(within.Off, ids, sizes), nil
 		}
 	}
 	var missing *repo.MissingError
 	if !errors.As(err, &missing) && !errors.Is(err, repo.ErrDamaged) {
-		return nil, nil, err
+		return nil, err
 	}
 	if c.allowMissing {
-		return c.salvage(ctx, n, size)
+		return c.salvage(ctx, n, within)
 	}
-	c.lose(extent.Extent{Off: int64(n) * PartSize, Len: size})
-	return nil, nil, c.lossError(err)
+	c.lose(within)
+	return nil, c.lossError(err)
 }
 
-// salvage is a list of a part's chunks with zeros in place of what cannot be found. A chunk whose length the index does
-// not tell any more leaves a gap: chunks before the first gap and behind the last one lie where they lay, for those
-// between several gaps nobody knows.
-func (c *chunkMap) salvage(ctx context.Context, n int, size int64) ([]restic.ID, []int, error) {
+// piecesAt are chunks that lie one behind the other from off on.
+func piecesAt(off int64, ids []restic.ID, sizes []int) []piece {
+	out := make([]piece, len(ids))
+	for i, id := range ids {
+		out[i] = piece{id: id, off: off, len: int64(sizes[i])}
+		off += out[i].len
+	}
+	return out
+}
+
+// salvage is what can be known of a part's chunks. A chunk whose length the index does not tell any more leaves a gap:
+// chunks before the first gap and behind the last one lie where they lay, for those between several gaps nobody knows.
+func (c *chunkMap) salvage(ctx context.Context, n int, within extent.Extent) ([]piece, error) {
 	var head, tail struct {
 		ids   []restic.ID
 		sizes []int
@@ -148,7 +155,7 @@ func (c *chunkMap) salvage(ctx context.Context, n int, size int64) ([]restic.ID,
 			content = tree.Nodes[0].Content
 		}
 		if ctx.Err() != nil {
-			return nil, nil, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 	length := func(id restic.ID) (int, bool, error) {
@@ -157,9 +164,9 @@ func (c *chunkMap) salvage(ctx context.Context, n int, size int64) ([]restic.ID,
 	for len(content) > 0 {
 		n, ok, err := length(content[0])
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if !ok || head.sum+int64(n) > size {
+		if !ok || head.sum+int64(n) > within.Len {
 			break
 		}
 		head.ids, head.sizes, head.sum, content = append(head.ids, content[0]), append(head.sizes, n), head.sum+int64(n), content[1:]
@@ -167,28 +174,25 @@ func (c *chunkMap) salvage(ctx context.Context, n int, size int64) ([]restic.ID,
 	for len(content) > 0 {
 		n, ok, err := length(content[len(content)-1])
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if !ok || head.sum+tail.sum+int64(n) > size {
+		if !ok || head.sum+tail.sum+int64(n) > within.Len {
 			break
 		}
 		tail.ids, tail.sizes, tail.sum, content = append(tail.ids, content[len(content)-1]), append(tail.sizes, n), tail.sum+int64(n), content[:len(content)-1]
 	}
 	slices.Reverse(tail.ids)
 	slices.Reverse(tail.sizes)
-	gap := size - head.sum - tail.sum
-	if gap > 0 {
-		c.lose(extent.Extent{Off: int64(n)*PartSize + head.sum, Len: gap})
+	out := piecesAt(within.Off, head.ids, head.sizes)
+	if gap := (extent.Extent{Off: within.Off + head.sum, Len: within.Len - head.sum - tail.sum}); gap.Len > 0 {
+		p := piece{id: restic.ZeroChunk(), off: gap.Off, len: gap.Len, lost: true}
+		for _, e := range c.wanted(p) {
+			c.lose(e)
+		}
+		out = append(out, p)
 	}
-	for gap > 0 {
-		step := min(gap, zeroPiece)
-		head.ids, head.sizes, gap = append(head.ids, restic.ZeroChunk()), append(head.sizes, int(step)), gap-step
-	}
-	return append(head.ids, tail.ids...), append(head.sizes, tail.sizes...), nil
+	return append(out, piecesAt(within.End()-tail.sum, tail.ids, tail.sizes)...), nil
 }
-
-// zeroPiece is how long the pieces are that stand for what was lost, in bytes.
-const zeroPiece = 512 << 10
 
 func (c *chunkMap) lose(e extent.Extent) {
 	c.mu.Lock()
@@ -200,7 +204,7 @@ func (c *chunkMap) lossError(cause error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return &plugin.Error{Code: plugin.CodeDamaged, Summary: "the repository lost a part of the disk", Err: cause, Detail: lostText(c.lost),
-		Remedy: "restore with --allow-missing to get zeros there, or take another point"}
+		Remedy: "restore with --allow-missing, which leaves zeros there, or what an existing disk holds; or take another point"}
 }
 
 // lostText tells of lost extents: how many bytes, and where the first are.

@@ -18,6 +18,9 @@ import (
 // than there are processors, has a buffer of that length.
 const compareRun = 4 << 20
 
+// zeroPiece is how much of a run of zeros is compared as one, in bytes.
+const zeroPiece = 512 << 10
+
 // differing reads a disk and returns the extents of the chunks that are not what the point says, but for those that
 // skip knows. It is what reading back after a restore, a rollback without change tracking and the audit have in common.
 // Neighbours are read together, several runs at once, whichever part they lie in.
@@ -74,7 +77,7 @@ func (c *chunkMap) runs(pieces []piece, skip func(piece) bool) func(yield func([
 		var run []piece
 		length := int64(0)
 		add := func(p piece) bool {
-			if skip(p) {
+			if p.lost || skip(p) {
 				c.meter.skip(p.len)
 				return true
 			}
@@ -88,8 +91,8 @@ func (c *chunkMap) runs(pieces []piece, skip func(piece) bool) func(yield func([
 			return true
 		}
 		for _, p := range pieces {
-			for p.zero() && p.len > zeroPiece {
-				if !add(piece{p.id, p.off, zeroPiece}) {
+			for p.zero() && !p.lost && p.len > zeroPiece {
+				if !add(piece{id: p.id, off: p.off, len: zeroPiece}) {
 					return
 				}
 				p.off, p.len = p.off+zeroPiece, p.len-zeroPiece

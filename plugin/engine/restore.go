@@ -137,7 +137,11 @@ func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason str
 		return fmt.Errorf("disk %s: %w", d.Name, err)
 	}
 	if len(done.Lost) > 0 {
-		j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Code: plugin.CodeDamaged, Summary: "zeros stand where the repository lost data", Object: d.Name,
+		there := "zeros stand where the repository lost data"
+		if j.req.Mode == plugin.RestoreInPlace || j.req.Mode == plugin.RestoreRollback {
+			there = "the disk stays as it was where the repository lost data"
+		}
+		j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Code: plugin.CodeDamaged, Summary: there, Object: d.Name,
 			Detail: lostText(w.lost), Remedy: "take these bytes from another point"})
 	}
 	j.report.Disks = append(j.report.Disks, done)

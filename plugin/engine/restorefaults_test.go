@@ -86,6 +86,43 @@ func TestLostPackCostsItsExtentsOnly(t *testing.T) {
 	}
 }
 
+// Over disks that exist, what the repository lost stays as it is there, and the rest becomes what the point says: also
+// when the lengths of the lost chunks are lost with them.
+func TestLostDataLeavesExistingDisksAsTheyAre(t *testing.T) {
+	for _, repaired := range []bool{false, true} {
+		for _, mode := range []plugin.RestoreMode{plugin.RestoreInPlace, plugin.RestoreRollback} {
+			t.Run(fmt.Sprintf("%s, repaired %v", mode, repaired), func(t *testing.T) {
+				r := newRig(t, oneDisk())
+				p := make([]byte, 40<<20)
+				fill(seeded(60), p)
+				r.guest("db", bigKey, p, 1<<20)
+				point := r.backup("db", nil)
+				want := r.live("db", bigKey)
+				fill(seeded(64), p)
+				r.guest("db", bigKey, p, 1<<20)
+				r.must(r.lab.Machine("db").PowerOff())
+				before := r.live("db", bigKey)
+				r.must(os.Remove(r.dataPacks()[0]))
+				if repaired {
+					r.restic().Run("repair", "index")
+				}
+				report, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: mode, AllowMissing: true, Verify: true}, r.note)
+				r.must(err)
+				lost := report.Disks[0].Lost
+				if len(lost) == 0 || !slices.ContainsFunc(report.Notes, func(d plugin.Diagnostic) bool { return strings.Contains(d.Summary, "stays as it was") }) {
+					t.Fatalf("nothing is said to be lost: %+v", report)
+				}
+				for _, e := range lost {
+					copy(want[e.Off:e.Off+e.Len], before[e.Off:])
+				}
+				if !bytes.Equal(r.live("db", bigKey), want) {
+					t.Error("the disk is not what the point says, or not what it was where the repository lost data")
+				}
+			})
+		}
+	}
+}
+
 // Points come back from an S3 service, and from a repository of format version 1, which has no compression.
 func TestRestoreFromOtherRepositories(t *testing.T) {
 	for name, c := range map[string]func(t *testing.T, r *rig) peers.Peer{

@@ -227,7 +227,7 @@ func (j *restoreJob) onlyDifferent(ctx context.Context, o *output) (err error) {
 	return err
 }
 
-// compare reads a disk and returns the sectors of the chunks that are not what the point says. Zeros are not looked for
+// compare reads a disk and returns the sectors of the chunks that are not, or may not be, what the point says. Zeros are not looked for
 // where the disk itself says that nothing is.
 func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.ReaderAt) (extent.Set, error) {
 	parts, err := j.point.partTrees(ctx, d.Name)
@@ -247,5 +247,5 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 	}
 	found, err := c.differing(ctx, disk, func(p piece) bool { return p.zero() && !allocated.Overlaps(p.extent()) })
 	j.report.Stats.Read += m.read.Load()
-	return found.Align(vddk.SectorSize, d.Capacity), err
+	return found.Union(extent.Of(c.lost...)).Align(vddk.SectorSize, d.Capacity), err // nobody knows of what was lost
 }

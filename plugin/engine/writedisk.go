@@ -9,6 +9,7 @@ import (
 	"github.com/vmkeep/vmkeep/chunker/extent"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/repo/restic"
+	"github.com/vmkeep/vmkeep/vddk"
 )
 
 // diskWriter writes a point's disk, or extents of it, to a target.
@@ -18,7 +19,8 @@ import (
 type diskWriter struct {
 	*chunkMap
 	target diskTarget
-	// fresh says that the target reads as zeros where nothing was written: zeros are left out.
+	// fresh says that the target reads as zeros where nothing was written: zeros are left out. A target that is not fresh
+	// keeps what it holds where the repository lost data.
 	fresh bool
 	// patch says that the target is nearly what it shall be: only sectors that differ are written.
 	patch bool
@@ -54,7 +56,7 @@ func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher)
 	ahead := int64(0)
 	for _, p := range batch {
 		if p.zero() {
-			if err := w.put(p, nil, stitch); err != nil {
+			if err := w.blank(p, stitch); err != nil {
 				return err
 			}
 			if err := context.Cause(ctx); err != nil {
@@ -86,11 +88,62 @@ func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher)
 		return err
 	}
 	for _, p := range lost {
-		if err := w.put(p, nil, stitch); err != nil {
+		p.lost = true
+		if err := w.blank(p, stitch); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// blank writes a piece that has no data: zeros, but what was lost stays as it is on a target that is not fresh.
+func (w *diskWriter) blank(p piece, stitch *stitcher) error {
+	if !p.lost || w.fresh {
+		return w.put(p, nil, stitch)
+	}
+	defer w.passed(p)
+	for _, e := range w.wanted(p) {
+		if err := w.keep(e, stitch); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep leaves e as it is on the target. Sectors that it shares with pieces that are written are put together with what
+// is there of it.
+func (w *diskWriter) keep(e extent.Extent, stitch *stitcher) error {
+	const mask = vddk.SectorSize - 1
+	for e.Len > 0 {
+		first := e.Off &^ mask
+		n := min(first+vddk.SectorSize, e.End()) - e.Off
+		if n == vddk.SectorSize {
+			n = e.Len &^ mask // whole sectors
+		} else {
+			var there [vddk.SectorSize]byte
+			if _, err := w.target.ReadAt(there[:], first); err != nil && err != io.EOF {
+				return fmt.Errorf("read the disk at %d: %w", first, err)
+			}
+			if err := stitch.write(e.Off, there[e.Off-first:e.Off-first+n]); err != nil {
+				return err
+			}
+		}
+		e.Off, e.Len = e.Off+n, e.Len-n
+	}
+	return nil
+}
+
+// passed counts a piece as done.
+func (w *diskWriter) passed(p piece) {
+	switch {
+	case !p.zero():
+		w.meter.done.Add(p.len)
+		w.meter.ahead.Add(-p.len)
+	case w.fresh || p.lost:
+		w.meter.skip(p.len)
+	default:
+		w.meter.done.Add(p.len)
+	}
 }
 
 // absent is what of the pieces that the repository lost the target does not hold either.
@@ -105,22 +158,14 @@ func (w *diskWriter) absent(lost []piece) (out []piece, err error) {
 			out = append(out, p)
 			continue
 		}
-		w.meter.done.Add(p.len)
-		w.meter.ahead.Add(-p.len)
+		w.passed(p)
 	}
 	return out, nil
 }
 
 // put writes what is wanted of a piece; data nil: zeros.
 func (w *diskWriter) put(p piece, data []byte, stitch *stitcher) error {
-	switch {
-	case !p.zero():
-		defer func() { w.meter.done.Add(p.len); w.meter.ahead.Add(-p.len) }()
-	case w.fresh:
-		defer w.meter.skip(p.len)
-	default:
-		defer w.meter.done.Add(p.len)
-	}
+	defer w.passed(p)
 	for _, e := range w.wanted(p) {
 		var err error
 		if data == nil {

@@ -154,7 +154,7 @@ type RestoreSpec struct {
 	PowerOff      bool                   `protobuf:"varint,10,opt,name=power_off,json=powerOff,proto3" json:"power_off,omitempty"`                // modes that overwrite: power the machine off first, otherwise refuse
 	PowerOn       bool                   `protobuf:"varint,11,opt,name=power_on,json=powerOn,proto3" json:"power_on,omitempty"`                   // afterwards
 	KeepPartial   bool                   `protobuf:"varint,12,opt,name=keep_partial,json=keepPartial,proto3" json:"keep_partial,omitempty"`       // after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already
-	AllowMissing  bool                   `protobuf:"varint,13,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`    // chunks lost from the repository become zeros and are reported
+	AllowMissing  bool                   `protobuf:"varint,13,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`    // go on without what the repository lost, and report it: new disks have zeros there, existing ones stay as they are
 	Force         bool                   `protobuf:"varint,14,opt,name=force,proto3" json:"force,omitempty"`                                      // overwrite files that exist in directory
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -825,7 +825,7 @@ type RestoredDisk struct {
 	Written       int64                  `protobuf:"varint,3,opt,name=written,proto3" json:"written,omitempty"`
 	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"` // rollback: how the extents to write were found
 	Verified      bool                   `protobuf:"varint,5,opt,name=verified,proto3" json:"verified,omitempty"`
-	Lost          []*ByteRange           `protobuf:"bytes,6,rep,name=lost,proto3" json:"lost,omitempty"` // allow_missing: what the repository no longer has; written as zeros
+	Lost          []*ByteRange           `protobuf:"bytes,6,rep,name=lost,proto3" json:"lost,omitempty"` // allow_missing: what the repository no longer has
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
