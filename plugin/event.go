@@ -43,6 +43,10 @@ const (
 	PhaseConsolidate   Phase = "consolidate" // vSphere merges what the removal left
 	PhaseStore         Phase = "store"       // the point is written
 
+	// Backup and restore: the machine's disks together. Its Progress counts bytes that are moved, in all passes over all
+	// disks, and none of what is empty, unchanged or already right; its ETA is the end of that.
+	PhaseDisks Phase = "all disks"
+
 	// Restore.
 	PhasePlan     Phase = "plan"
 	PhaseCreate   Phase = "create" // the machine

@@ -74,6 +74,9 @@ func TestBars(t *testing.T) {
 	if !regexp.MustCompile(`web scsi0-0 +read +\d+ % \[=*>? *\] +[\d.]+ [KM]iB of 24\.0 MiB +[\d.]+ ([KMG]i)?B/s`).MatchString(screen) {
 		t.Errorf("no bar on the screen:\n%q", screen)
 	}
+	if !regexp.MustCompile(`web +all disks +\d+ % \[=*>? *\]`).MatchString(screen) {
+		t.Errorf("no bar of the machine as a whole on the screen:\n%q", screen)
+	}
 	if !strings.Contains(screen, "web: snapshot\r\n") || !strings.Contains(screen, "web: point ") {
 		t.Errorf("no lines above the bars:\n%q", screen)
 	}

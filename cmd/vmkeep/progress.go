@@ -73,7 +73,7 @@ func newLimiter(every time.Duration) *limiter {
 }
 
 func (l *limiter) allow(e plugin.Event) bool {
-	key := place(e)
+	key := subject(e)
 	if last, ok := l.last[key]; ok && e.Time.Sub(last) < l.every {
 		return false
 	}
@@ -83,6 +83,14 @@ func (l *limiter) allow(e plugin.Event) bool {
 
 // place names what an event is about.
 func place(e plugin.Event) string { return strings.TrimSpace(e.Machine + " " + e.Disk) }
+
+// subject tells figures apart: a machine as a whole may have several at a time, a disk is in one phase.
+func subject(e plugin.Event) string {
+	if e.Disk == "" {
+		return e.Machine + " " + string(e.Phase)
+	}
+	return place(e)
+}
 
 // describe writes an event as lines.
 func describe(e plugin.Event) []string {
@@ -174,7 +182,7 @@ func (b *bars) show(e plugin.Event) {
 }
 
 func (b *bars) update(e plugin.Event) {
-	key := place(e)
+	key := subject(e)
 	x, ok := b.all[key]
 	if !ok {
 		x = &bar{machine: e.Machine}
@@ -182,7 +190,7 @@ func (b *bars) update(e plugin.Event) {
 		x.Bar = b.container.New(e.Progress.Total, mpb.BarStyle().Lbound("[").Filler("=").Tip(">").Padding(" ").Rbound("]"),
 			mpb.BarRemoveOnComplete(),
 			mpb.PrependDecorators(
-				decor.Name(key, decor.WCSyncSpaceR),
+				decor.Name(place(e), decor.WCSyncSpaceR),
 				decor.Any(func(decor.Statistics) string { return x.now.Load().phase }, decor.WCSyncSpaceR),
 				decor.Percentage(decor.WC{W: 5})),
 			mpb.AppendDecorators(

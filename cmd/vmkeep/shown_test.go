@@ -242,11 +242,16 @@ func TestPlainProgress(t *testing.T) {
 			w.emit(plugin.Event{Time: at.Add(time.Duration(i) * time.Second), Machine: "web", Disk: disk, Kind: plugin.EventProgress, Phase: "read",
 				Progress: &plugin.Progress{Done: int64(i) << 20, Total: 100 << 20, ETA: time.Minute}})
 		}
+		for _, phase := range []plugin.Phase{plugin.PhaseFiles, plugin.PhaseDisks} { // two things about one machine
+			w.emit(plugin.Event{Time: at.Add(time.Duration(i) * time.Second), Machine: "web", Kind: plugin.EventProgress, Phase: phase,
+				Progress: &plugin.Progress{Done: int64(i) << 20, Total: 100 << 20, ETA: time.Hour}})
+		}
 	}
 	w.emit(plugin.Event{Machine: "web", Kind: plugin.EventDiagnostic, Diagnostic: &plugin.Diagnostic{Severity: plugin.SeverityWarning, Summary: "s", Detail: "d", Remedy: "r"}})
 	w.finish()
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
-	if len(lines) != 2*4+2 || lines[2] != "web scsi0-0: read: at 30.0 MiB of 100.0 MiB, 1m00s left" || lines[8] != "web: warning: s: d" || lines[9] != "  -> r" {
+	if len(lines) != 4*4+2 || lines[4] != "web scsi0-0: read: at 30.0 MiB of 100.0 MiB, 1m00s left" || lines[7] != "web: all disks: at 30.0 MiB of 100.0 MiB, 1h00m left" ||
+		lines[16] != "web: warning: s: d" || lines[17] != "  -> r" {
 		t.Errorf("got %d lines:\n%s", len(lines), out.String())
 	}
 }

@@ -243,6 +243,9 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 	if parts == 0 {
 		parts = cpus() + 1
 	}
+	var told func()
+	j.scope, told = j.scope.tallied()
+	defer told()
 	files := map[string][]byte{}
 	job := &reading{slots: make(chan struct{}, parts), writer: w, vm: vm, prev: prev}
 	fromSnapshot := func(ctx context.Context, s *vsphere.Snapshot) error {
@@ -262,6 +265,7 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			if image == nil {
 				continue
 			}
+			j.scope.tally.expect(d.Name, plugin.PhaseRead, d.Capacity)
 			disks.Go(func() error { return j.readDisk(dctx, job, s, d, image) })
 		}
 		if err := disks.Wait(); err != nil || b.req.Files == nil {
@@ -480,6 +484,7 @@ func (j *machineBackup) readDisk(ctx context.Context, r *reading, snapshot *vsph
 		how = "incremental: " + rec.Reason
 	}
 	s.info("", how, "")
+	s.tally.expect(rec.Name, plugin.PhaseRead, dirty.Subtract(holes).Bytes())
 	m, end := s.meter(plugin.PhaseRead, rec.Capacity)
 	defer end()
 	image.imaging = &imaging{repo: j.run.repo, writer: r.writer, cutter: j.run.cutter, disk: disk, size: rec.Capacity,

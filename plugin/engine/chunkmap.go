@@ -109,6 +109,22 @@ func (c *chunkMap) piecesOf(ctx context.Context, n int) ([]piece, error) {
 	return out, nil
 }
 
+// dataBytes is how many bytes of the disk are in chunks that are not zeros.
+func (c *chunkMap) dataBytes(ctx context.Context) (sum int64, err error) {
+	for n := range c.parts {
+		pieces, err := c.piecesOf(ctx, n)
+		if err != nil {
+			return 0, err
+		}
+		for _, p := range pieces {
+			if !p.zero() {
+				sum += p.len
+			}
+		}
+	}
+	return sum, nil
+}
+
 // listPart lists the chunks of part n, which lies within. What the repository lost of it is lost where that was allowed.
 func (c *chunkMap) listPart(ctx context.Context, n int, within extent.Extent) ([]piece, error) {
 	err := fmt.Errorf("it is missing from the point: %w", repo.ErrDamaged)

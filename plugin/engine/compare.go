@@ -56,7 +56,7 @@ func (c *chunkMap) differing(ctx context.Context, from io.ReaderAt, skip func(pi
 					return fmt.Errorf("read the disk at %d: %w", run[0].off, err)
 				}
 				for _, p := range run {
-					c.meter.done.Add(p.len)
+					c.meter.work(p.len)
 					c.meter.read.Add(p.len)
 				}
 				mu.Lock()

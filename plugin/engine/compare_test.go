@@ -93,6 +93,15 @@ func TestComparingFindsWhatDiffersInFewReads(t *testing.T) {
 	if !slices.ContainsFunc(pieces, func(p piece) bool { return p.zero() && p.len > zeroPiece }) {
 		t.Fatal("no two zero chunks became one piece")
 	}
+	zeros := int64(0)
+	for _, p := range pieces {
+		if p.zero() {
+			zeros += p.len
+		}
+	}
+	if n, err := c.dataBytes(t.Context()); err != nil || zeros == 0 || n != c.size-zeros {
+		t.Errorf("%d bytes are data, want %d less %d: %v", n, c.size, zeros, err)
+	}
 	nothing := func(piece) bool { return false }
 
 	disk := &countedReads{ReaderAt: bytes.NewReader(data)}

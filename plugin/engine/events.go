@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,11 +17,12 @@ type emitter struct {
 	operation string
 	emit      func(plugin.Event)
 
-	mu     sync.Mutex
-	seq    uint64
-	meters []*meter
-	stop   chan struct{}
-	done   chan struct{}
+	mu      sync.Mutex
+	seq     uint64
+	meters  []*meter
+	tallies []*tally
+	stop    chan struct{}
+	done    chan struct{}
 }
 
 func newEmitter(operation string, emit func(plugin.Event)) *emitter {
@@ -50,7 +52,7 @@ func (o *emitter) sendLocked(ev plugin.Event) {
 	o.emit(ev)
 }
 
-// tick reports the meters that moved until close.
+// tick reports the meters and tallies that moved until close.
 func (o *emitter) tick() {
 	defer close(o.done)
 	t := time.NewTicker(progressEvery)
@@ -67,6 +69,11 @@ func (o *emitter) tick() {
 				o.sendLocked(ev)
 			}
 		}
+		for _, t := range o.tallies {
+			if ev, moved := t.event(time.Now()); moved {
+				o.sendLocked(ev)
+			}
+		}
 		o.mu.Unlock()
 	}
 }
@@ -76,6 +83,24 @@ type scope struct {
 	out     *emitter
 	machine string
 	disk    string
+	tally   *tally // of the machine's disks; nil: nobody keeps one
+}
+
+// tallied is the scope of a machine whose disks' work is also told of as a whole, until the returned function is called.
+func (s scope) tallied() (scope, func()) {
+	t, o := &tally{scope: s}, s.out
+	s.tally = t
+	o.mu.Lock()
+	o.tallies = append(o.tallies, t)
+	o.mu.Unlock()
+	return s, func() {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		o.tallies = slices.DeleteFunc(o.tallies, func(x *tally) bool { return x == t })
+		if ev, moved := t.event(time.Now()); moved {
+			o.sendLocked(ev)
+		}
+	}
 }
 
 func (s scope) phase(name plugin.Phase) {
@@ -108,9 +133,10 @@ type meter struct {
 	start time.Time
 
 	done, total, read, stored atomic.Int64
-	// free is the part of done that took no time; ahead is work that is known to come, where that is known.
-	free, ahead atomic.Int64
-	told        [4]int64 // what the last event said
+	// moved are the bytes that took time; free is the part of done that took none; ahead is work that is known to come,
+	// where that is known.
+	moved, free, ahead atomic.Int64
+	told               [4]int64 // what the last event said
 }
 
 // meter starts reporting a piece of work of total bytes until the returned function is called.
@@ -121,7 +147,12 @@ func (s scope) meter(phase plugin.Phase, total int64) (*meter, func()) {
 	o.mu.Lock()
 	o.meters = append(o.meters, m)
 	o.mu.Unlock()
+	ended := func() {}
+	if s.tally != nil && s.disk != "" {
+		ended = s.tally.begin(m)
+	}
 	return m, func() {
+		ended()
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		for i, x := range o.meters {
@@ -147,6 +178,12 @@ func (m *meter) event() (plugin.Event, bool) {
 		p.ETA = m.eta(spent).Round(time.Second)
 	}
 	return plugin.Event{Machine: m.scope.machine, Disk: m.scope.disk, Kind: plugin.EventProgress, Phase: m.phase, Progress: p}, true
+}
+
+// work counts n bytes as done and moved.
+func (m *meter) work(n int64) {
+	m.moved.Add(n)
+	m.done.Add(n)
 }
 
 // skip counts n bytes as done that took no time.

@@ -80,7 +80,7 @@ func (m *imaging) part(ctx context.Context, n int) (func() (restic.ID, error), e
 		switch {
 		case err == nil && len(dirty) == 0:
 			m.reused.Add(size)
-			m.meter.done.Add(size)
+			m.meter.skip(size)
 			return func() (restic.ID, error) { return tree, nil }, nil
 		case err == nil:
 			content, sizes = ids, lens
@@ -93,7 +93,7 @@ func (m *imaging) part(ctx context.Context, n int) (func() (restic.ID, error), e
 	if content == nil {
 		dirty = extent.Of(extent.Extent{Off: 0, Len: size})
 		if size == PartSize && holes.Covers(dirty[0]) {
-			m.meter.done.Add(size)
+			m.meter.skip(size)
 			return func() (restic.ID, error) { return m.zero.tree(m.writer) }, nil
 		}
 	}
@@ -109,6 +109,7 @@ func (m *imaging) part(ctx context.Context, n int) (func() (restic.ID, error), e
 	}
 	c := m.writer.Content()
 	for chunk, err := range plan.Chunks(source, m.cutter) {
+		count := m.meter.skip
 		switch {
 		case err != nil:
 			return nil, err
@@ -119,11 +120,12 @@ func (m *imaging) part(ctx context.Context, n int) (func() (restic.ID, error), e
 			err = c.Keep(content[chunk.Old], chunk.Len)
 		default:
 			err = c.Append(chunk.Data)
+			count = func(n int64) { m.meter.done.Add(n) } // moved when it was read
 		}
 		if err != nil {
 			return nil, err
 		}
-		m.meter.done.Add(int64(chunk.Len))
+		count(int64(chunk.Len))
 	}
 	return func() (restic.ID, error) {
 		ids, err := c.IDs()
@@ -177,6 +179,7 @@ func (s *section) ReadAt(p []byte, off int64) (int, error) {
 	n, err := s.disk.ReadAt(p, s.off+off)
 	s.read.Add(int64(n))
 	s.meter.read.Add(int64(n))
+	s.meter.moved.Add(int64(n))
 	return n, err
 }
 

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"slices"
 	"testing"
 
 	"github.com/vmkeep/vmkeep/plugin"
@@ -99,4 +100,51 @@ func TestDiskIsAttachedBesideTheOldOne(t *testing.T) {
 	if r.sum("db", bigKey, mediumSize) != old {
 		t.Error("the disk that was there changed")
 	}
+}
+
+// inAll is the last that the events since the index told of all disks of a machine together.
+func (r *rig) inAll(since int) plugin.Progress {
+	r.t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, ev := range slices.Backward(r.events[since:]) {
+		if ev.Phase == plugin.PhaseDisks {
+			if ev.Machine != "db" || ev.Disk != "" || ev.Kind != plugin.EventProgress {
+				r.t.Errorf("the machine as a whole is told of by %+v", ev)
+			}
+			return *ev.Progress
+		}
+	}
+	r.t.Fatal("nothing is told of all disks together")
+	return plugin.Progress{}
+}
+
+// Of all disks of a machine together it is told how many bytes are moved, and zeros are not.
+func TestProgressOfAllDisksCountsWhatIsMoved(t *testing.T) {
+	r := newRig(t, littleDisks())
+	p := make([]byte, 1<<20)
+	fill(seeded(721), p)
+	r.guest("db", firstKey, p, 2<<20)
+	r.guest("db", secondKey, p, 4<<20)
+	expect := func(what string, least, most int64, do func()) {
+		t.Helper()
+		began := len(r.events)
+		do()
+		if got := r.inAll(began); got.Done != got.Total || got.Done < least || got.Done > most {
+			t.Errorf("%s: %d bytes of %d are moved, want %d to %d", what, got.Done, got.Total, least, most)
+		}
+	}
+	var point plugin.Point
+	expect("backup", 2<<20, 4<<20, func() { point = r.backup("db", nil) })
+	restore := func(req plugin.RestoreRequest) func() {
+		req.Point = point.ID
+		return func() {
+			_, err := r.Restore(t.Context(), req, r.note)
+			r.must(err)
+		}
+	}
+	expect("restore", 2<<20, 5<<20, restore(plugin.RestoreRequest{Target: plugin.Target{Name: "db2"}}))
+	expect("verified restore", 2<<20+2*littleSize, 5<<20+2*littleSize, restore(plugin.RestoreRequest{Target: plugin.Target{Name: "db3"}, Verify: true}))
+	r.guest("db", firstKey, p[:64<<10], 0)
+	expect("rollback", 64<<10, 1<<20, restore(plugin.RestoreRequest{Mode: plugin.RestoreRollback, PowerOff: true}))
 }

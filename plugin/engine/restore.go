@@ -33,6 +33,10 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 					return err
 				}
 				defer func() { report.Stats.Seconds = time.Since(started).Seconds() }()
+				var told func()
+				job.scope, told = job.scope.tallied()
+				defer told()
+				defer job.weigh(ctx)()
 				switch req.Mode {
 				case plugin.RestoreNew, "":
 					return job.newMachine(ctx)
@@ -86,6 +90,44 @@ func (j *restoreJob) chosen() ([]manifestDisk, error) {
 	return out, nil
 }
 
+// weigh says how many bytes there are to move at most, and finds out beside the restore how many there are on disks that
+// are empty: only the lists of all their chunks tell. The returned function ends that.
+func (j *restoreJob) weigh(ctx context.Context) (stop func()) {
+	rollback, overwrite := j.req.Mode == plugin.RestoreRollback, j.req.Mode == plugin.RestoreInPlace
+	for _, d := range j.disks {
+		if !rollback { // which finds out later how much there is to write
+			j.scope.tally.expect(d.Name, plugin.PhaseRestore, d.Capacity)
+		}
+		if j.req.Verify {
+			j.scope.tally.expect(d.Name, plugin.PhaseVerify, d.Capacity)
+		}
+	}
+	if rollback || overwrite {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, d := range j.disks {
+			parts, err := j.point.partTrees(ctx, d.Name)
+			if err != nil {
+				return // the restore meets it, too
+			}
+			c := &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, meter: &meter{}}
+			n, err := c.dataBytes(ctx)
+			if err != nil {
+				return
+			}
+			j.scope.tally.expect(d.Name, plugin.PhaseRestore, n)
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
 // output is where one disk of a point is written to.
 type output struct {
 	disk   manifestDisk
@@ -100,6 +142,9 @@ type output struct {
 // write writes one disk of the point to a target and verifies it where that was asked for. The target stays the
 // caller's.
 func (j *restoreJob) write(ctx context.Context, o output) error {
+	if o.only != nil {
+		j.scope.tally.expect(o.disk.Name, plugin.PhaseRestore, o.only.Bytes())
+	}
 	return j.restoreDisk(ctx, o.disk, o.reason, func(ctx context.Context, w *diskWriter) (io.ReaderAt, error) {
 		w.target, w.fresh, w.only, w.patch = o.target, o.fresh, o.only, o.patch
 		err := w.run(ctx)
@@ -152,6 +197,9 @@ func (j *restoreJob) restoreDisk(ctx context.Context, d manifestDisk, reason str
 func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter, from io.ReaderAt) (bool, error) {
 	s := j.scope.on(d.Name)
 	s.phase(plugin.PhaseVerify)
+	if w.patch {
+		s.tally.expect(d.Name, plugin.PhaseVerify, w.only.Bytes())
+	}
 	m, end := s.meter(plugin.PhaseVerify, d.Capacity)
 	lost := extent.Of(w.lost...) // has nothing to be compared with
 	c := w.whole(m)

@@ -261,10 +261,11 @@ func (j *restoreJob) streamTo(ctx context.Context, d manifestDisk, f *os.File, o
 		text := vmdk.Descriptor{UUID: d.UUID, Adapter: adapterOf(d), Extents: []vmdk.Extent{{File: d.Name + ".vmdk", Size: d.Capacity}}}
 		err := vmdk.WriteStream(out, text, func(put vmdk.Put) error {
 			return w.stream(ctx, extent.Extent{Len: d.Capacity}, func(off, n int64, data []byte) error {
-				w.meter.done.Add(n)
 				if data == nil {
+					w.meter.skip(n)
 					return nil
 				}
+				w.meter.work(n)
 				return put(data, off)
 			})
 		})

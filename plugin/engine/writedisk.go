@@ -167,6 +167,9 @@ func (w *diskWriter) absent(lost []piece) (out []piece, err error) {
 func (w *diskWriter) put(p piece, data []byte, stitch *stitcher) error {
 	defer w.passed(p)
 	for _, e := range w.wanted(p) {
+		if !p.zero() || !w.fresh {
+			w.meter.moved.Add(e.Len)
+		}
 		var err error
 		if data == nil {
 			err = stitch.zeros(e)
