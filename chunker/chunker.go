@@ -5,7 +5,7 @@
 //	window     the 64 bytes before a position
 //	candidate  a position whose window has a Rabin fingerprint ending in 20 zero bits
 //	cut        the end of a chunk: the first candidate at least 512 KiB after the chunk's start, else 8 MiB, else the end
-//	cutter     the rule that says where to cut: [New] for restic's rule, [Fixed] for aligned chunks of one size
+//	cutter     the rule that says where to cut: [New] for restic's rule, [Scaled] for shorter chunks, [Fixed] for aligned ones
 //	keep point start of an old chunk none of whose bytes changed: a cut there makes it an old chunk again
 //	hole       bytes known to be zero, which are therefore never read
 //
@@ -55,6 +55,7 @@ func CheckPol(pol Pol) error {
 // and keeps it, for the tables of [New] take a while to compute.
 type Cutter struct {
 	min, max int     // lengths of a chunk, in bytes
+	zero     int     // length of a chunk of zeros, in bytes; at least min
 	step     int     // bytes scanned at a time while a chunk is made
 	rabin    *tables // nil: no candidates, every chunk is max long
 
@@ -67,24 +68,24 @@ func New(pol Pol) (*Cutter, error) {
 	return newCutter(pol, limits{min: MinSize, max: MaxSize, bits: bits, step: 256 << 10})
 }
 
-// Scaled makes a cutter by restic's rule with every length halved so many times, at most 3: for comparing. Its chunks are
-// not those of restic's own backups, and its zero chunks are shorter than restic's, which restic restore --sparse does not
-// recognise.
+// Scaled makes a cutter by restic's rule with every length halved so many times, at most 3. Its chunks are not those of
+// restic's own backups. Zeros are cut as restic cuts them, for restic restore --sparse and whoever counts on the zero chunk:
+// a chunk that begins with as many zeros as the shortest has bytes is itself no shorter than restic's shortest.
 func Scaled(pol Pol, halvings int) (*Cutter, error) {
 	if halvings < 0 || halvings > 3 {
 		return nil, fmt.Errorf("chunker: lengths halved %d times: want 0 to 3", halvings)
 	}
-	return newCutter(pol, limits{min: MinSize >> halvings, max: MaxSize >> halvings, bits: bits - halvings, step: 256 << 10 >> halvings})
+	return newCutter(pol, limits{min: MinSize >> halvings, max: MaxSize >> halvings, bits: bits - halvings, step: 256 << 10 >> halvings, zero: MinSize})
 }
 
-// limits are the parameters of a Rabin cutter; tests make them small.
-type limits struct{ min, max, bits, step int }
+// limits are the parameters of a Rabin cutter; tests make them small. No zero is min.
+type limits struct{ min, max, bits, step, zero int }
 
 func newCutter(pol Pol, l limits) (*Cutter, error) {
 	if err := CheckPol(pol); err != nil {
 		return nil, err
 	}
-	return &Cutter{min: l.min, max: l.max, step: l.step, rabin: newTables(pol, l.bits)}, nil
+	return &Cutter{min: l.min, max: l.max, zero: max(l.zero, l.min), step: l.step, rabin: newTables(pol, l.bits)}, nil
 }
 
 // Fixed makes the cutter of aligned chunks: every chunk is size bytes but the last, whatever the bytes are. The
@@ -94,11 +95,14 @@ func Fixed(size int) (*Cutter, error) {
 	if size < sector || size > MaxSize || size%sector != 0 {
 		return nil, fmt.Errorf("chunker: fixed chunks of %d bytes: want a multiple of %d, at most %d", size, sector, MaxSize)
 	}
-	return &Cutter{min: size, max: size, step: size}, nil
+	return &Cutter{min: size, max: size, zero: size, step: size}, nil
 }
 
-// Min is the length of the shortest chunk but the last of a part, and of every zero chunk, in bytes.
+// Min is the length of the shortest chunk but the last of a part, in bytes.
 func (c *Cutter) Min() int { return c.min }
+
+// Zero is the length of every zero chunk, in bytes: 512 KiB but for [Fixed].
+func (c *Cutter) Zero() int { return c.zero }
 
 // Max is the length of the longest chunk, in bytes.
 func (c *Cutter) Max() int { return c.max }
@@ -115,7 +119,11 @@ func (c *Cutter) Next(b []byte) int {
 
 // scan returns the first candidate at which the chunk b[:to] may be cut, past b[:from] where there is none; 0 if there is none.
 func (c *Cutter) scan(b []byte, from, to int) int {
-	if from = max(from, c.min-1); from >= to || c.rabin == nil {
+	least := c.min
+	if c.zero > c.min && to >= c.min && zero(b[:c.min]) {
+		least = c.zero
+	}
+	if from = max(from, least-1); from >= to || c.rabin == nil {
 		return 0
 	}
 	return c.rabin.candidate(b, from, to)

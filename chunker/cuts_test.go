@@ -37,7 +37,7 @@ func TestCutsEqualRestics(t *testing.T) {
 // Small limits make every length of a buffer, every distance of candidates and every place in a lane come up.
 func TestCandidatesEqualRestics(t *testing.T) {
 	for i, pol := range polynomials(t) {
-		for _, l := range []limits{{65, 4096, 6, 100}, {128, 100 << 10, 16, 4096}, {1000, 300 << 10, 14, 64 << 10}} {
+		for _, l := range []limits{{65, 4096, 6, 100, 0}, {128, 100 << 10, 16, 4096, 0}, {1000, 300 << 10, 14, 64 << 10, 0}} {
 			c, err := newCutter(pol, l)
 			if err != nil {
 				t.Fatal(err)

@@ -101,6 +101,41 @@ func TestZeroChunks(t *testing.T) {
 	}
 }
 
+// However short chunks are, zeros lie in chunks of restic's length: holes that are known, and zeros that are read. Only what
+// is left of them before other data or the end is cut otherwise.
+func TestZerosAreCutTheSameUnderEveryRule(t *testing.T) {
+	const size = 16 << 20
+	data := make([]byte, size)
+	copy(data, samples(3<<20, 1)["random"])
+	copy(data[12<<20:], samples(1<<20, 2)["random"])
+	hole := extent.Of(extent.Extent{Off: 3 << 20, Len: 9 << 20})
+	for halvings := range 4 {
+		c, err := Scaled(testPol, halvings)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lens, sums := collect(t, Plan{Size: size}, bytes.NewReader(data), c, nil)
+		known, knownSums := collect(t, Plan{Size: size, Holes: hole}, bytes.NewReader(data), c, nil)
+		if !slices.Equal(lens, known) || !slices.Equal(sums, knownSums) {
+			t.Errorf("halved %d times: chunks differ where the hole is known", halvings)
+		}
+		zeros := 0
+		for ch, err := range (Plan{Size: size}).Chunks(bytes.NewReader(data), c) {
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case ch.Zero:
+				zeros++
+			case ch.Off+int64(ch.Len) < size && zero(ch.Data):
+				t.Errorf("halved %d times: %d zeros at %d are a chunk of their own", halvings, ch.Len, ch.Off)
+			}
+		}
+		if zeros < 9<<20/MinSize-2+3<<20/MinSize-1 {
+			t.Errorf("halved %d times: %d zero chunks", halvings, zeros)
+		}
+	}
+}
+
 // A hole costs nothing whatever its size, and nothing of it is read.
 func TestHolesAreNotRead(t *testing.T) {
 	c, err := New(testPol)
@@ -154,7 +189,7 @@ func TestScaledChunks(t *testing.T) {
 		if halvings == 0 && !slices.Equal(lens, want) {
 			t.Error("not halved at all is not restic's rule")
 		}
-		if c.Min() != MinSize>>halvings || c.Max() != MaxSize>>halvings || len(lens) < len(want)<<halvings/2 {
+		if c.Zero() != MinSize || c.Min() != MinSize>>halvings || c.Max() != MaxSize>>halvings || len(lens) < len(want)<<halvings/2 {
 			t.Errorf("halved %d times: %d to %d bytes, %d chunks", halvings, c.Min(), c.Max(), len(lens))
 		}
 	}

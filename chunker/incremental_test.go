@@ -203,6 +203,7 @@ func TestIncrementalEqualsFull(t *testing.T) {
 		"like":   small(t, limits{min: 1024, max: 16 << 10, bits: 11, step: 512}), // restic's proportions
 		"coarse": small(t, limits{min: 3000, max: 9000, bits: 14, step: 5000}),    // mostly cut at max
 		"fixed":  fixed,
+		"zeros":  small(t, limits{min: 512, max: 8 << 10, bits: 9, step: 256, zero: 2048}),
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(600) {
@@ -250,7 +251,7 @@ func TestIncrementalEqualsFullAtRealSizes(t *testing.T) {
 
 // FuzzPlan lets the fuzzer write both disks; what differs is dirty, and more besides.
 func FuzzPlan(f *testing.F) {
-	c := small(f, limits{min: 100, max: 1500, bits: 5, step: 64})
+	cutters := []*Cutter{small(f, limits{min: 100, max: 1500, bits: 5, step: 64}), small(f, limits{min: 100, max: 1500, bits: 5, step: 64, zero: 400})}
 	f.Add([]byte("old"), []byte("new"), []byte{})
 	f.Add(bytes.Repeat([]byte("0123456789abcdef"), 200), bytes.Repeat([]byte("0123456789abcdeF"), 190), []byte{0, 1, 4, 2, 8, 3, 7})
 	f.Add(make([]byte, 3000), make([]byte, 9000), []byte{1, 1, 0, 200, 2, 0, 3, 250})
@@ -280,11 +281,13 @@ func FuzzPlan(f *testing.F) {
 				holes = append(holes, e)
 			}
 		}
-		checkIncremental(t, c, Plan{
-			Dirty: extent.Of(dirty...),
-			Holes: extent.Of(holes...).Intersect(zeros),
-			Ahead: Ahead{Depth: 1 + len(now)%3, Piece: sector},
-		}, old, now)
+		for _, c := range cutters {
+			checkIncremental(t, c, Plan{
+				Dirty: extent.Of(dirty...),
+				Holes: extent.Of(holes...).Intersect(zeros),
+				Ahead: Ahead{Depth: 1 + len(now)%3, Piece: sector},
+			}, old, now)
+		}
 	})
 }
 

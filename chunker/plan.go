@@ -48,7 +48,7 @@ type Lender interface {
 //
 //	new     Data holds the bytes
 //	old     Old is the index in Plan.Old of the chunk it repeats; Data is nil
-//	zero    Zero is set: Len is the cutter's Min and all bytes are zero, so the ID is known without hashing; Data is nil
+//	zero    Zero is set: Len is the cutter's Zero and all bytes are zero, so the ID is known without hashing; Data is nil
 //
 // Data is valid until the next chunk is asked for: its memory is used again.
 type Chunk struct {
@@ -170,9 +170,9 @@ func (s *stream) next(off int64) (Chunk, error) {
 	for s.now < len(s.old) && s.old[s.now].Off < off {
 		s.now++
 	}
-	if least := int64(s.c.min); off+least <= s.size && s.holes.Covers(extent.Extent{Off: off, Len: least}) {
-		s.rest = s.rest[min(len(s.rest), s.c.min):]
-		return Chunk{Off: off, Len: s.c.min, Old: -1, Zero: true}, nil
+	if n := int64(s.c.zero); off+n <= s.size && s.holes.Covers(extent.Extent{Off: off, Len: n}) {
+		s.rest = s.rest[min(len(s.rest), s.c.zero):]
+		return Chunk{Off: off, Len: s.c.zero, Old: -1, Zero: true}, nil
 	}
 	if k := s.now; k < len(s.old) && s.old[k].Off == off && s.old[k].keep {
 		return Chunk{Off: off, Len: int(s.old[k].Len), Old: k}, nil
@@ -181,7 +181,7 @@ func (s *stream) next(off int64) (Chunk, error) {
 	if err != nil {
 		return Chunk{}, err
 	}
-	if len(data) == s.c.min && zero(data) {
+	if len(data) == s.c.zero && zero(data) {
 		return Chunk{Off: off, Len: len(data), Old: -1, Zero: true}, nil
 	}
 	return Chunk{Off: off, Len: len(data), Data: data, Old: -1}, nil

@@ -85,7 +85,7 @@ type sum = [sha256.Size]byte
 // collect runs a plan: the lengths of its chunks and the sums of their data; sums of old chunks are taken from old.
 func collect(t testing.TB, p Plan, r io.ReaderAt, c *Cutter, old []sum) (lens []int, sums []sum) {
 	t.Helper()
-	zero := sha256.Sum256(make([]byte, c.Min()))
+	zero := sha256.Sum256(make([]byte, c.Zero()))
 	off := int64(0)
 	for ch, err := range p.Chunks(r, c) {
 		if err != nil {
@@ -98,7 +98,7 @@ func collect(t testing.TB, p Plan, r io.ReaderAt, c *Cutter, old []sum) (lens []
 		lens = append(lens, ch.Len)
 		switch {
 		case ch.Zero:
-			if ch.Data != nil || ch.Len != c.Min() || ch.Old != -1 {
+			if ch.Data != nil || ch.Len != c.Zero() || ch.Old != -1 {
 				t.Fatalf("a zero chunk %+v", ch)
 			}
 			sums = append(sums, zero)
