@@ -89,6 +89,7 @@ type Point struct {
 	Disks        []PointDisk
 	Stats        Stats
 	Damage       string // why the point cannot be read, empty when it can
+	Chunking     string // rule that its disks were cut into chunks by; known where Disks are
 }
 
 // PointDisk is one disk of a point.

@@ -30,6 +30,7 @@ type RepositoryConfig struct {
 	Options       map[string]string // restic's -o: s3.connections, sftp.command, ...
 	CacheDir      string            // empty: no cache of trees and indexes
 	Compression   string            // auto, off, fastest, better, max
+	Chunking      string            // how disks are cut into chunks: restic, restic/2, restic/4, fixed; empty: as the newest point
 	PackSize      int               // MiB; 0: 16
 	LimitUpload   int               // KiB/s; 0: unlimited
 	LimitDownload int

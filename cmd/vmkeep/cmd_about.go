@@ -153,6 +153,7 @@ func topics() []*cobra.Command {
 	}
 	return []*cobra.Command{
 		{Use: "config", Short: "The configuration file and all settings", Long: b.String()},
+		{Use: "chunking", Short: "How disks are cut into chunks", Long: chunkingHelp},
 		{Use: "exit-codes", Short: "What exit codes mean", Long: exitHelp},
 		{Use: "json", Short: "The output of --json", Long: jsonHelp},
 	}
@@ -177,8 +178,24 @@ A flag wins over the file, the file wins over a variable. Variables of govc and 
 AWS_* and RESTIC_* variables also reach the repository's backend. "vmkeep env" shows what is in force. Passwords have
 no flag, since command lines are seen by all. Unknown settings are errors.
 
+repository.chunking is a decision for the whole repository; "vmkeep help chunking" tells what it costs and saves.
+
 Settings:
 `
+
+const chunkingHelp = `Disks are cut into chunks; chunks that the repository has are not stored again. Shorter ones find more that is the same,
+and less is stored around each change; but the index, which every run loads, grows with their number. repository.chunking:
+
+  restic     512 KiB to 8 MiB, 1.5 MiB on average, by content; the default. Only such chunks deduplicate against what
+             restic itself backed up.
+  restic/2   the same rule with all lengths halved
+  restic/4   the same with a quarter of the lengths: for repositories that keep many points of machines that change a lot
+  fixed      512 KiB at multiples of it: least work to cut, for disks that are written in place, as databases do
+
+It is one decision for the whole repository: what is cut in two ways does not deduplicate. Each point says how it was cut,
+and whoever has no setting goes by the newest point, so it is enough to set it once, at the first backup. Changing it is
+safe at any time: each machine is read in full once ("chunking changed"), which stores it anew, and old points stay as
+they are. restic reads all of them.`
 
 const exitHelp = `Exit codes are restic's:
 

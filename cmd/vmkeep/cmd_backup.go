@@ -29,6 +29,9 @@ restic works on it as well. Keep its password safe: without it nothing can be re
 					return nil
 				}
 				fmt.Fprintf(a.stdout, "made repository %s at %s\n\nKeep its password safe: without it the data is lost.\n", short(r.ID), r.Location)
+				if rule := s.options.Repository.Chunking; rule != "" {
+					fmt.Fprintf(a.stdout, "The first backup settles how chunks are cut: it needs --chunking %s as well, or the setting repository.chunking.\n", rule)
+				}
 				return nil
 			})
 		}}
@@ -228,7 +231,7 @@ func (a *app) writeBackup(report plugin.BackupReport, took time.Duration) {
 		p := m.Point
 		g.add(p.Machine, short(p.ID), count(len(p.Disks), "disk"), consistency(p.Consistency), size(p.Stats.Size), size(p.Stats.Read), size(p.Stats.New), size(p.Stats.Stored), elapsed(p.Stats.Duration))
 		for _, d := range p.Disks {
-			g.add("", "", d.Name, how(d), size(d.Capacity), size(d.Read), "", "", "")
+			g.add("", "", d.Name, how(*p, d), size(d.Capacity), size(d.Read), "", "", "")
 		}
 	}
 	g.write(a.stdout)
@@ -255,8 +258,8 @@ func (a *app) writeBackup(report plugin.BackupReport, took time.Duration) {
 	fmt.Fprintf(a.stdout, "; read %s of %s, stored %s in %s\n", size(sum.Stats.Read), size(sum.Stats.Size), size(sum.Stats.Stored), elapsed(took))
 }
 
-// how says in which way a disk was read, and why.
-func how(d plugin.PointDisk) string {
+// how says in which way a disk of a point was read, and why, and how it was cut unless as restic does.
+func how(p plugin.Point, d plugin.PointDisk) string {
 	if d.Skipped != "" {
 		return "skipped: " + d.Skipped
 	}
@@ -266,6 +269,9 @@ func how(d plugin.PointDisk) string {
 	}
 	if d.Reason != "" {
 		way += ": " + d.Reason
+	}
+	if p.Chunking != "" && p.Chunking != "restic" {
+		way += ", cut by " + p.Chunking
 	}
 	return way
 }
@@ -340,7 +346,7 @@ func writePoints(w io.Writer, points []plugin.Point) {
 		}
 		g.add(short(p.ID), when(p.Time), p.Machine, consistency(p.Consistency), size(p.Stats.Size), size(p.Stats.Stored), tags)
 		for _, d := range p.Disks {
-			g.add("", "", "  "+d.Name, how(d), size(d.Capacity), "", d.Label)
+			g.add("", "", "  "+d.Name, how(p, d), size(d.Capacity), "", d.Label)
 		}
 	}
 	g.write(w)

@@ -88,6 +88,7 @@ func settings() []setting {
 		{key: "repository.cache-dir", flag: "cache-dir", env: "RESTIC_CACHE_DIR", doc: "directory of the cache", set: text(func(o *options) *string { return &o.Repository.CacheDir })},
 		{key: "repository.no-cache", flag: "no-cache", kind: boolean, doc: "do not use a cache", set: truth(func(o *options) *bool { return &o.noCache })},
 		{key: "repository.compression", flag: "compression", env: "RESTIC_COMPRESSION", doc: "auto, off, fastest, better or max", set: text(func(o *options) *string { return &o.Repository.Compression })},
+		{key: "repository.chunking", flag: "chunking", doc: "how disks are cut into chunks: restic, restic/2, restic/4 or fixed; default: as in the newest point", set: text(func(o *options) *string { return &o.Repository.Chunking })},
 		{key: "repository.pack-size", flag: "pack-size", env: "RESTIC_PACK_SIZE", doc: "target size of packs in MiB", set: number(func(o *options) *int { return &o.Repository.PackSize })},
 		{key: "repository.limit-upload", flag: "limit-upload", doc: "upload at most so many KiB/s", set: number(func(o *options) *int { return &o.Repository.LimitUpload })},
 		{key: "repository.limit-download", flag: "limit-download", doc: "download at most so many KiB/s", set: number(func(o *options) *int { return &o.Repository.LimitDownload })},

@@ -52,7 +52,7 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 				if err := arrange(scene.machines, req.Order, run.previous); err != nil {
 					return err
 				}
-				if run.cutter, err = chunker.New(chunker.Pol(r.Config().Polynomial)); err != nil {
+				if err := run.chooseChunking(ctx); err != nil {
 					return err
 				}
 				report.Machines = make([]plugin.MachineResult, len(scene.machines))
@@ -73,6 +73,7 @@ type backupRun struct {
 	req      plugin.BackupRequest
 	repo     *repo.Repository
 	previous map[machineIdentity]*restic.Snapshot
+	chunking string // the rule of cutter
 	cutter   *chunker.Cutter
 	memory   *readable
 }
@@ -155,6 +156,7 @@ func (j *machineBackup) make(ctx context.Context) (*plugin.Point, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.tellChunking(prev)
 	audit, err := b.op.conn.audit(j.machine.InstanceUUID)
 	if err != nil {
 		return nil, err
@@ -329,6 +331,7 @@ func (j *machineBackup) describe(s *vsphere.Snapshot) error {
 			Detail: "its points could not be told from another machine's", Remedy: "register the machine again, which gives it one"}
 	}
 	j.manifest.Version, j.manifest.Tool, j.manifest.Machine = manifestVersion, "vmkeep "+j.run.op.conn.version, m
+	j.manifest.Chunking = j.run.chunking
 	j.manifest.Time, j.manifest.Config, j.manifest.Consistency = s.Taken().UTC(), st.ConfigInfo, plugin.Consistency(s.Level())
 	return nil
 }
@@ -408,7 +411,9 @@ func (j *machineBackup) decide(d vsphere.Disk, s *vsphere.Snapshot, prev *loaded
 	case prev != nil && prev.damage != nil:
 		v = verdict{reason: reasonUnreadable}
 	case prev != nil:
-		v = judge(facts, j.facts, prev.manifest)
+		if v = judge(facts, j.facts, prev.manifest); v.since != "" && prev.manifest.chunking() != j.run.chunking {
+			v = verdict{reason: reasonChunking}
+		}
 	default:
 		v = judge(facts, j.facts, nil)
 	}

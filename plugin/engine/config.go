@@ -50,6 +50,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},
 		{Path: "repository.cacheDir", Type: "string", Doc: "directory for a cache of trees and indexes"},
 		{Path: "repository.compression", Type: "string", Doc: "auto (fast where that costs little space), off, fastest, better or max", Default: "auto"},
+		{Path: "repository.chunking", Type: "string", Doc: "how disks are cut into chunks: " + chunkingNames(), Default: "as the newest point; without one, restic"},
 		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB, 4 to 128", Default: "16"},
 		{Path: "repository.limitUpload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.limitDownload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
@@ -95,6 +96,11 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 	}
 	if !slices.Contains(compressions[:], c.Repository.Compression) {
 		bad("repository.compression", fmt.Sprintf("unknown compression %q", c.Repository.Compression), "use auto, off, fastest, better or max")
+	}
+	if name := c.Repository.Chunking; name != "" {
+		if _, ok := chunkingNamed(name); !ok {
+			bad("repository.chunking", fmt.Sprintf("unknown chunking %q", name), "use "+chunkingNames())
+		}
 	}
 	if p := c.Repository.PackSize; p != 0 && (p < 4 || p > 128) {
 		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), "use 4 to 128")

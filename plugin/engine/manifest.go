@@ -28,7 +28,8 @@ type manifest struct {
 
 	Machine     manifestMachine    `json:"machine"`
 	Consistency plugin.Consistency `json:"consistency"`
-	Quiesce     []string           `json:"quiesce,omitempty"` // what was tried and why it was not reached
+	Quiesce     []string           `json:"quiesce,omitempty"`  // what was tried and why it was not reached
+	Chunking    string             `json:"chunking,omitempty"` // rule that disks were cut into chunks by; older points, which are without, by restic's
 	Disks       []manifestDisk     `json:"disks"`
 
 	Networks []manifestNIC  `json:"networks,omitempty"`

@@ -132,7 +132,7 @@ func (m *manifest) diskByUUID(uuid string) *manifestDisk {
 // pointOf is a manifest in the contract's form; ID, repository, tags and stored bytes are not in it.
 func pointOf(m *manifest) *plugin.Point {
 	p := &plugin.Point{Machine: m.Machine.Name, VCenter: m.Machine.VCenter, InstanceUUID: m.Machine.InstanceUUID, Path: m.Machine.Path,
-		Time: m.Time, Consistency: m.Consistency}
+		Time: m.Time, Consistency: m.Consistency, Chunking: m.chunking()}
 	for _, d := range m.Disks {
 		p.Disks = append(p.Disks, plugin.PointDisk{Name: d.Name, Label: d.Label, UUID: d.UUID, Path: d.Path, Capacity: d.Capacity,
 			Incremental: d.Incremental, Reason: d.Reason, ChangeID: d.ChangeID, Transport: d.Transport, Read: d.Read, Changed: d.Changed, Skipped: d.Skipped})

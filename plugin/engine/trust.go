@@ -29,6 +29,7 @@ const (
 	reasonRestarted  = "tracking restarted"
 	reasonUnreadable = "previous point is damaged"
 	reasonRepaired   = "previous point was repaired"
+	reasonChunking   = "chunking changed" // what change tracking says holds, but no old chunk may be kept
 )
 
 // diskFacts is what vSphere says of a disk now, in the snapshot that is about to be read.

@@ -1102,7 +1102,8 @@ type Point struct {
 	Tags          []string               `protobuf:"bytes,9,rep,name=tags,proto3" json:"tags,omitempty"`
 	Disks         []*PointDisk           `protobuf:"bytes,10,rep,name=disks,proto3" json:"disks,omitempty"`
 	Stats         *Stats                 `protobuf:"bytes,11,opt,name=stats,proto3" json:"stats,omitempty"`
-	Damage        string                 `protobuf:"bytes,12,opt,name=damage,proto3" json:"damage,omitempty"` // why the point cannot be read, empty when it can
+	Damage        string                 `protobuf:"bytes,12,opt,name=damage,proto3" json:"damage,omitempty"`     // why the point cannot be read, empty when it can
+	Chunking      string                 `protobuf:"bytes,13,opt,name=chunking,proto3" json:"chunking,omitempty"` // rule that its disks were cut into chunks by; known where disks are
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1217,6 +1218,13 @@ func (x *Point) GetStats() *Stats {
 func (x *Point) GetDamage() string {
 	if x != nil {
 		return x.Damage
+	}
+	return ""
+}
+
+func (x *Point) GetChunking() string {
+	if x != nil {
+		return x.Chunking
 	}
 	return ""
 }
@@ -1579,7 +1587,7 @@ const file_vmkeep_plugin_v1_common_proto_rawDesc = "" +
 	"\x04path\x18\x04 \x01(\tR\x04path\x12\x12\n" +
 	"\x04uuid\x18\x05 \x01(\tR\x04uuid\x12\x1a\n" +
 	"\bcapacity\x18\x06 \x01(\x03R\bcapacity\x12\x1a\n" +
-	"\bexcluded\x18\a \x01(\tR\bexcluded\"\xa3\x03\n" +
+	"\bexcluded\x18\a \x01(\tR\bexcluded\"\xbf\x03\n" +
 	"\x05Point\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
 	"\n" +
@@ -1595,7 +1603,8 @@ const file_vmkeep_plugin_v1_common_proto_rawDesc = "" +
 	"\x05disks\x18\n" +
 	" \x03(\v2\x1b.vmkeep.plugin.v1.PointDiskR\x05disks\x12-\n" +
 	"\x05stats\x18\v \x01(\v2\x17.vmkeep.plugin.v1.StatsR\x05stats\x12\x16\n" +
-	"\x06damage\x18\f \x01(\tR\x06damage\"\xb6\x02\n" +
+	"\x06damage\x18\f \x01(\tR\x06damage\x12\x1a\n" +
+	"\bchunking\x18\r \x01(\tR\bchunking\"\xb6\x02\n" +
 	"\tPointDisk\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05label\x18\x02 \x01(\tR\x05label\x12\x12\n" +
