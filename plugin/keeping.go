@@ -77,7 +77,8 @@ type RepairIndexReport struct {
 	AddedPacks      []string // read into the index
 	LostPacks       []string // named by the index, and missing
 	UnreadablePacks []string // in no index, and not readable either
-	SalvagedPacks   []string // had damaged chunks; the good ones moved to new packs
+	SalvagedPacks   []string // had damaged chunks; the good ones moved to new packs, and these packs are deleted
+	KeptPacks       []string // of the salvaged packs those that are not deleted: the storage gave less of them than it lists, which may pass
 	LostBlobs       int      // chunks and trees of which no good copy is left
 }
 

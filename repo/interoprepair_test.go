@@ -58,9 +58,14 @@ func TestEachRepairsWhatTheOtherMade(t *testing.T) {
 			}
 		}},
 		"repair index, by restic": {ours, loseIndex, func(t *testing.T, _ *Repository, peer *peers.Runner) { peer.Run("repair", "index") }},
-		"repair snapshots, by us": {theirs, hurtData, func(t *testing.T, r *Repository, _ *peers.Runner) {
+		"repair snapshots, by us": {theirs, hurtData, func(t *testing.T, r *Repository, peer *peers.Runner) {
 			if report, err := r.RepairIndex(t.Context(), RepairIndexOptions{ReadData: ReadData{All: true}}); err != nil || len(report.LostBlobs) != 1 {
 				t.Fatalf("%+v, %v", report, err)
+			}
+			// Neither of us takes for present what the other knows to be lost.
+			peer.Run("repair", "index", "--read-all-packs")
+			if again, err := r.RepairIndex(t.Context(), RepairIndexOptions{}); err != nil || len(again.AddedPacks) > 0 {
+				t.Errorf("a second repair: %+v, %v", again, err)
 			}
 			if repaired, err := r.RepairSnapshots(t.Context(), RepairSnapshotsOptions{Forget: true}); err != nil || len(repaired) == 0 {
 				t.Fatalf("%+v, %v", repaired, err)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -263,10 +264,16 @@ func TestLostChunksBecomeZerosInPlace(t *testing.T) {
 	if err != nil || !slices.Equal(fixed.LostBlobs, []restic.BlobHandle{lost}) || len(fixed.SalvagedPacks) != 1 {
 		t.Fatalf("repair index: %+v, %v", fixed, err)
 	}
-	// The pack is in no index now. That is no reason to put it back into one: what is lost in it is lost.
-	report, err = r.Check(t.Context(), CheckOptions{})
-	if err != nil || len(report.Findings) != 2 || report.Findings[0].Remedy != remedySnapshots || report.Findings[1].Remedy != remedyPrune {
-		t.Errorf("after the repair: %+v, %v", report, err)
+	// What is lost stays lost: a repair that reads only headers does not find the pack, which would promise it again.
+	for _, o := range []RepairIndexOptions{{}, {AllHeaders: true}} {
+		again, err := r.RepairIndex(t.Context(), o)
+		if err != nil || again.Changed {
+			t.Errorf("a second repair finds work: %+v, %v", again, err)
+		}
+		report, err = r.Check(t.Context(), CheckOptions{})
+		if err != nil || len(report.Findings) != 1 || report.Findings[0].Remedy != remedySnapshots {
+			t.Errorf("after the repair: %+v, %v", report, err)
+		}
 	}
 	dry, err := r.RepairSnapshots(t.Context(), RepairSnapshotsOptions{DryRun: true})
 	if err != nil || len(dry) != 1 {
@@ -293,6 +300,55 @@ func TestLostChunksBecomeZerosInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantClean(t, r)
+}
+
+// A pack of which the store gives less than it lists may be whole: it leaves the index, with what is known to be good moved, and stays.
+func TestAPackThatIsReadInPartIsNotDeleted(t *testing.T) {
+	be := backendtest.NewMemory()
+	r := create(t, be)
+	files := map[string][]byte{"disk": noise(1, 6e6)}
+	s, err := commitFiles(t.Context(), r, "vm", files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	largest := backend.Handle{}
+	for _, h := range be.Handles() {
+		if h.Type == restic.PackFile && (largest.Name == "" || len(be.Bytes(h)) > len(be.Bytes(largest))) {
+			largest = h
+		}
+	}
+	half := &shortReader{Backend: be, of: largest, bytes: int64(len(be.Bytes(largest)) / 2)}
+	cut, err := Open(t.Context(), half, OpenOptions{Password: password})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cut.Close()
+	report, err := cut.RepairIndex(t.Context(), RepairIndexOptions{ReadData: ReadData{All: true}})
+	if err != nil || !slices.Equal(report.KeptPacks, []string{largest.Name}) || len(report.LostBlobs) == 0 {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	r = reopen(t, be)
+	if report, err := r.RepairIndex(t.Context(), RepairIndexOptions{}); err != nil || !slices.Equal(report.AddedPacks, []string{largest.Name}) {
+		t.Fatalf("%+v, %v", report, err)
+	}
+	wantClean(t, r)
+	wantFiles(t, r, s, files)
+}
+
+// shortReader is a store that ends the reading of a whole file early.
+type shortReader struct {
+	backend.Backend
+	of    backend.Handle
+	bytes int64
+}
+
+func (s *shortReader) Load(ctx context.Context, h backend.Handle, offset, length int64, fn func(io.Reader) error) error {
+	return s.Backend.Load(ctx, h, offset, length, func(rd io.Reader) error {
+		if h == s.of && length == 0 {
+			rd = io.LimitReader(rd, s.bytes)
+		}
+		return fn(rd)
+	})
 }
 
 func TestABackupHealsWhatItStillHas(t *testing.T) {

@@ -21,7 +21,8 @@ type RepairIndexOptions struct {
 	// or whose size is not what the index says.
 	AllHeaders bool
 	// ReadData chooses packs that are read as a whole. What is lost in them leaves the index, so that a later backup stores it
-	// again; what is good in them moves to new packs.
+	// again; what is good in them moves to new packs, and the damaged ones are deleted: their headers would lead the next
+	// repair, and restic's, to take what is lost for present.
 	ReadData ReadData
 	// DryRun finds out and changes nothing.
 	DryRun bool
@@ -35,13 +36,16 @@ type RepairIndexReport struct {
 	BadIndexFiles []string
 	// Packs that were read into the index, that are named but missing, and whose header cannot be read though no index names them.
 	AddedPacks, LostPacks, UnreadablePacks []string
-	// Salvaged packs had damaged blobs: the good ones were moved, the packs are in no index any more.
+	// Salvaged packs had damaged blobs: the good ones were moved, the packs are in no index any more, and deleted.
 	SalvagedPacks []string
+	// Kept are those of them that were not deleted, since the store gave less of them than it lists: that may pass.
+	KeptPacks []string
 	// LostBlobs are in no good copy any more. Which files they belong to, Check tells.
 	LostBlobs []restic.BlobHandle
 }
 
-// RepairIndex makes the index say what the packs hold, under an exclusive lock. It deletes index files that it replaces, and no pack.
+// RepairIndex makes the index say what the packs hold, under an exclusive lock. It deletes index files that it replaces, and
+// packs that are damaged, after what is good in them was stored anew and indexed.
 func (r *Repository) RepairIndex(ctx context.Context, o RepairIndexOptions) (*RepairIndexReport, error) {
 	if err := o.ReadData.valid(); err != nil {
 		return nil, err
@@ -115,7 +119,10 @@ func (r *Repository) repairIndex(ctx context.Context, o RepairIndexOptions, repo
 	if err := r.salvagePacks(ctx, c, salvage, truth); err != nil {
 		return err
 	}
-	return r.replaceIndex(ctx, truth, names)
+	if err := r.replaceIndex(ctx, truth, names); err != nil {
+		return err
+	}
+	return r.removeSalvaged(ctx, report)
 }
 
 // readHeaders asks packs themselves what they hold.
@@ -226,6 +233,9 @@ func (c *checker) findBad(ctx context.Context, truth map[restic.ID][]restic.Blob
 				isBad[e.Blob] = true
 				lost[e.BlobHandle] = true
 			}
+			if errors.Is(problem, errTruncated) {
+				report.KeptPacks = append(report.KeptPacks, id.String())
+			}
 			salvage[id] = slices.DeleteFunc(slices.Clone(truth[id]), func(b restic.Blob) bool { return isBad[b] })
 			c.step(c.sizes[id])
 			return nil
@@ -251,6 +261,7 @@ func (c *checker) findBad(ctx context.Context, truth map[restic.ID][]restic.Blob
 		report.LostBlobs = append(report.LostBlobs, h)
 	}
 	slices.Sort(report.SalvagedPacks)
+	slices.Sort(report.KeptPacks)
 	slices.SortFunc(report.LostBlobs, func(a, b restic.BlobHandle) int { return slices.Compare(a.ID[:], b.ID[:]) })
 	return salvage, nil
 }
@@ -281,6 +292,21 @@ func (r *Repository) salvagePacks(ctx context.Context, c *checker, salvage map[r
 		for _, e := range entries {
 			truth[id] = append(truth[id], e.Blob)
 		}
+	}
+	return nil
+}
+
+// removeSalvaged deletes the packs that were salvaged. No index names them any more.
+func (r *Repository) removeSalvaged(ctx context.Context, report *RepairIndexReport) error {
+	for _, name := range report.SalvagedPacks {
+		if slices.Contains(report.KeptPacks, name) {
+			continue
+		}
+		h := backend.Handle{Type: restic.PackFile, Name: name}
+		if err := r.be.Remove(ctx, h); err != nil && !errors.Is(err, backend.ErrNotExist) {
+			return fmt.Errorf("the index is repaired, but a damaged pack stays, which a repair that does not read the data would put back: remove %s: %w", h, err)
+		}
+		r.cache.drop(h)
 	}
 	return nil
 }

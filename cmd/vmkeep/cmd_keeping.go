@@ -221,7 +221,9 @@ machines still have, then, if "vmkeep check" still finds points damaged, "vmkeep
 func (a *app) repairIndexCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "index", Short: "Make the index say what the packs hold", Args: takes(0, 0),
 		Long: `Make the index say what the packs hold. With --read-data packs are read as a whole: damaged chunks leave the index, so
-that the next backup stores them again if the machine still has them, and the good ones move to new packs.`}
+that the next backup stores them again if the machine still has them, and the good ones move to new packs. The damaged
+packs are deleted then, for a later repair would believe their headers and promise what is lost; if intact copies of
+their files can be brought back, do that first.`}
 	var r plugin.RepairIndexRequest
 	f := cmd.Flags()
 	f.BoolVar(&r.AllHeaders, "read-all-packs", false, "believe nothing of the index and read the header of every pack")
@@ -259,7 +261,8 @@ func (a *app) writeRepairIndex(r plugin.RepairIndexReport, dry bool) {
 		{"packs read into the index", r.AddedPacks},
 		{"packs that are missing", r.LostPacks},
 		{"packs that cannot be read", r.UnreadablePacks},
-		{"packs with damage, whose good chunks are kept", r.SalvagedPacks},
+		{"packs with damage, deleted after their good chunks moved", r.SalvagedPacks},
+		{"of these, not deleted since their storage broke off: bring it in order, then run \"vmkeep repair index\" again", r.KeptPacks},
 	} {
 		if len(line.files) > 0 {
 			fmt.Fprintf(a.stdout, "%s: %d\n", line.what, len(line.files))

@@ -180,6 +180,9 @@ func TestDamagedPointsAreRepaired(t *testing.T) {
 	if out := h.must("repair", "index", "--read-data"); !strings.Contains(out, "was repaired") || !strings.Contains(out, "1 chunk lost") {
 		t.Errorf("repair index:\n%s", out)
 	}
+	if out := h.must("repair", "index"); !strings.Contains(out, "as it should be") {
+		t.Errorf("a second repair brings back what is lost:\n%s", out)
+	}
 	if code, out := h.run("check"); code != exitFailure || !strings.Contains(out, "vmkeep repair points") {
 		t.Errorf("lost chunk: exit code %d, and it does not say what to do\n%s", code, out)
 	}

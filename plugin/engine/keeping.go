@@ -173,7 +173,7 @@ func (e *Engine) RepairIndex(ctx context.Context, req plugin.RepairIndexRequest,
 				return err
 			}
 			out = plugin.RepairIndexReport{Changed: report.Changed, BadIndexFiles: report.BadIndexFiles, AddedPacks: report.AddedPacks, LostPacks: report.LostPacks,
-				UnreadablePacks: report.UnreadablePacks, SalvagedPacks: report.SalvagedPacks, LostBlobs: len(report.LostBlobs)}
+				UnreadablePacks: report.UnreadablePacks, SalvagedPacks: report.SalvagedPacks, KeptPacks: report.KeptPacks, LostBlobs: len(report.LostBlobs)}
 			return nil
 		})
 	})

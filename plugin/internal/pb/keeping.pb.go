@@ -1176,8 +1176,9 @@ type RepairIndexReport struct {
 	AddedPacks      []string               `protobuf:"bytes,3,rep,name=added_packs,json=addedPacks,proto3" json:"added_packs,omitempty"`                // read into the index
 	LostPacks       []string               `protobuf:"bytes,4,rep,name=lost_packs,json=lostPacks,proto3" json:"lost_packs,omitempty"`                   // named by the index, and missing
 	UnreadablePacks []string               `protobuf:"bytes,5,rep,name=unreadable_packs,json=unreadablePacks,proto3" json:"unreadable_packs,omitempty"` // in no index, and not readable either
-	SalvagedPacks   []string               `protobuf:"bytes,6,rep,name=salvaged_packs,json=salvagedPacks,proto3" json:"salvaged_packs,omitempty"`       // had damaged chunks; the good ones moved to new packs
+	SalvagedPacks   []string               `protobuf:"bytes,6,rep,name=salvaged_packs,json=salvagedPacks,proto3" json:"salvaged_packs,omitempty"`       // had damaged chunks; the good ones moved to new packs, and these packs are deleted
 	LostBlobs       int64                  `protobuf:"varint,7,opt,name=lost_blobs,json=lostBlobs,proto3" json:"lost_blobs,omitempty"`                  // chunks and trees of which no good copy is left
+	KeptPacks       []string               `protobuf:"bytes,8,rep,name=kept_packs,json=keptPacks,proto3" json:"kept_packs,omitempty"`                   // salvaged, and not deleted: the storage gave less of them than it lists, which may pass
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1259,6 +1260,13 @@ func (x *RepairIndexReport) GetLostBlobs() int64 {
 		return x.LostBlobs
 	}
 	return 0
+}
+
+func (x *RepairIndexReport) GetKeptPacks() []string {
+	if x != nil {
+		return x.KeptPacks
+	}
+	return nil
 }
 
 // RepairPointsRequest asks to make points restorable that need what is lost: a lost chunk becomes as many zeros, so
@@ -1650,7 +1658,7 @@ const file_vmkeep_plugin_v1_keeping_proto_rawDesc = "" +
 	"\x13RepairIndexResponse\x122\n" +
 	"\x05error\x18\x01 \x01(\v2\x1c.vmkeep.plugin.v1.DiagnosticR\x05error\x12-\n" +
 	"\x05event\x18\x02 \x01(\v2\x17.vmkeep.plugin.v1.EventR\x05event\x12;\n" +
-	"\x06report\x18\x03 \x01(\v2#.vmkeep.plugin.v1.RepairIndexReportR\x06report\"\x86\x02\n" +
+	"\x06report\x18\x03 \x01(\v2#.vmkeep.plugin.v1.RepairIndexReportR\x06report\"\xa5\x02\n" +
 	"\x11RepairIndexReport\x12\x18\n" +
 	"\achanged\x18\x01 \x01(\bR\achanged\x12&\n" +
 	"\x0fbad_index_files\x18\x02 \x03(\tR\rbadIndexFiles\x12\x1f\n" +
@@ -1661,7 +1669,9 @@ const file_vmkeep_plugin_v1_keeping_proto_rawDesc = "" +
 	"\x10unreadable_packs\x18\x05 \x03(\tR\x0funreadablePacks\x12%\n" +
 	"\x0esalvaged_packs\x18\x06 \x03(\tR\rsalvagedPacks\x12\x1d\n" +
 	"\n" +
-	"lost_blobs\x18\a \x01(\x03R\tlostBlobs\"X\n" +
+	"lost_blobs\x18\a \x01(\x03R\tlostBlobs\x12\x1d\n" +
+	"\n" +
+	"kept_packs\x18\b \x03(\tR\tkeptPacks\"X\n" +
 	"\x13RepairPointsRequest\x12\x10\n" +
 	"\x03ids\x18\x01 \x03(\tR\x03ids\x12\x16\n" +
 	"\x06forget\x18\x02 \x01(\bR\x06forget\x12\x17\n" +
