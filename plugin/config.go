@@ -29,6 +29,7 @@ type RepositoryConfig struct {
 	Environment   map[string]string // RESTIC_* and AWS_* variables for the backend
 	Options       map[string]string // restic's -o: s3.connections, sftp.command, ...
 	CacheDir      string            // empty: no cache of trees and indexes
+	CacheSize     int64             // bytes that the cache may have, of all repositories in CacheDir together; 0: 2 GiB
 	Compression   string            // auto, off, fastest, better, max
 	Chunking      string            // how disks are cut into chunks: restic, restic/2, restic/4, fixed; empty: as the newest point
 	PackSize      int               // MiB; 0: 16

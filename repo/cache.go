@@ -24,13 +24,20 @@ import (
 //	<dir>/<repository id>/index/<name>
 //	<dir>/<repository id>/snapshots/<name>
 //	<dir>/<repository id>/data/<name>
+//	<dir>/<repository id>/lock          is locked, shared, by every process that uses this repository's cache
 //	<dir>/CACHEDIR.TAG                  tells backup programs to leave it out
+//
+// The caches of all repositories have one bound. Whoever finds it exceeded deletes, of its own repository and of those that
+// nobody uses, what was not used for longest.
 type diskCache struct {
-	dir   string
-	limit int64
+	root  string   // of the caches of all repositories
+	dir   string   // of this one
+	limit int64    // of all, in bytes
+	lock  *os.File // nil where the file system has no locks
 
 	mu    sync.Mutex
-	size  int64
+	size  int64                 // of all, as of the last sweep, and what was put since
+	fresh int64                 // put since
 	packs map[string]*sync.Once // packs fetched as a whole, or found not to be worth it, each at most once per process
 }
 
@@ -39,14 +46,17 @@ const (
 	// maxCachedPack is the largest pack kept: a pack of trees of the usual size, at most with one large tree behind.
 	maxCachedPack = 64 << 20
 	// cacheTag is defined at https://bford.info/cachedir/.
-	cacheTag = "Signature: 8a477f597d28d172789f06886806bc55\n# Files of backup repositories. May be deleted at any time.\n"
+	cacheTag  = "Signature: 8a477f597d28d172789f06886806bc55\n# Files of backup repositories. May be deleted at any time.\n"
+	cacheLock = "lock"
+	// sweepShare of the limit is what a process puts at most before it measures anew what others have put.
+	sweepShare = 16
 )
 
 func openDiskCache(dir, id string, limit int64) (*diskCache, error) {
 	if limit == 0 {
 		limit = defaultCacheSize
 	}
-	c := &diskCache{dir: filepath.Join(dir, id), limit: limit, packs: make(map[string]*sync.Once)}
+	c := &diskCache{root: dir, dir: filepath.Join(dir, id), limit: limit, packs: make(map[string]*sync.Once)}
 	for _, t := range []restic.FileType{restic.IndexFile, restic.SnapshotFile, restic.PackFile} {
 		if err := os.MkdirAll(filepath.Join(c.dir, string(t)), 0o700); err != nil {
 			return nil, fmt.Errorf("cache: %w; choose another directory, or none", err)
@@ -58,10 +68,39 @@ func openDiskCache(dir, id string, limit int64) (*diskCache, error) {
 			return nil, fmt.Errorf("cache: %w; choose another directory, or none", err)
 		}
 	}
+	c.lock, _ = lockCache(c.dir, lockShared)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sweep()
 	return c, nil
+}
+
+// close lets others delete from this repository's cache.
+func (c *diskCache) close() error {
+	if c == nil || c.lock == nil {
+		return nil
+	}
+	return c.lock.Close()
+}
+
+// lockKind is how a cache is locked: together with others who use it, or alone.
+type lockKind int
+
+const (
+	lockShared lockKind = iota
+	lockAlone
+)
+
+// lockCache locks the cache of a repository without waiting, until the file is closed.
+func lockCache(dir string, kind lockKind) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, cacheLock), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := lockFile(f, kind); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 func (c *diskCache) path(h backend.Handle) string {
@@ -105,7 +144,8 @@ func (c *diskCache) put(h backend.Handle, data []byte) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.size += int64(len(data)); c.size > c.limit {
+	c.size += int64(len(data))
+	if c.fresh += int64(len(data)); c.size > c.limit || c.fresh > c.limit/sweepShare {
 		c.sweep()
 	}
 }
@@ -186,18 +226,59 @@ func (c *diskCache) readAt(h backend.Handle, b restic.Blob) ([]byte, bool) {
 	return sealed, true
 }
 
-// sweep measures the cache and, if it is too large, deletes what was not used for longest until a fifth is free.
-// It also deletes what an interrupted put left. The caller holds the lock.
+// cached is a file of a cache.
+type cached struct {
+	path string
+	size int64
+	used time.Time
+}
+
+// sweep measures all caches and, if they are too large, deletes what was not used for longest until a fifth is free: of
+// this repository, and of those that no process uses. The caller holds the lock.
 func (c *diskCache) sweep() {
-	type file struct {
-		path string
-		size int64
-		used time.Time
+	c.size, c.fresh = 0, 0
+	var files []cached
+	others := map[string][]cached{}
+	entries, _ := os.ReadDir(c.root) // nothing is found, nothing is deleted
+	for _, e := range entries {
+		dir := filepath.Join(c.root, e.Name())
+		if _, err := restic.ParseID(e.Name()); dir != c.dir && (err != nil || !e.IsDir()) {
+			continue // not ours
+		}
+		found := filesIn(dir)
+		for _, f := range found {
+			c.size += f.size
+		}
+		if dir == c.dir {
+			files = append(files, found...)
+		} else {
+			others[dir] = found
+		}
 	}
-	var files []file
-	c.size = 0
-	_ = filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
+	if c.size <= c.limit {
+		return
+	}
+	for dir, found := range others {
+		if lock, err := lockCache(dir, lockAlone); err == nil {
+			defer lock.Close()
+			files = append(files, found...)
+		}
+	}
+	slices.SortFunc(files, func(a, b cached) int { return a.used.Compare(b.used) })
+	for _, f := range files {
+		if c.size <= c.limit/5*4 {
+			return
+		}
+		if os.Remove(f.path) == nil {
+			c.size -= f.size
+		}
+	}
+}
+
+// filesIn lists the files of one repository's cache. What an interrupted put left goes.
+func filesIn(dir string) (files []cached) {
+	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || d.Name() == cacheLock {
 			return nil
 		}
 		info, err := d.Info()
@@ -208,20 +289,8 @@ func (c *diskCache) sweep() {
 			_ = os.Remove(path)
 			return nil
 		}
-		files = append(files, file{path, info.Size(), info.ModTime()})
-		c.size += info.Size()
+		files = append(files, cached{path, info.Size(), info.ModTime()})
 		return nil
 	})
-	if c.size <= c.limit {
-		return
-	}
-	slices.SortFunc(files, func(a, b file) int { return a.used.Compare(b.used) })
-	for _, f := range files {
-		if c.size <= c.limit/5*4 {
-			return
-		}
-		if os.Remove(f.path) == nil {
-			c.size -= f.size
-		}
-	}
+	return files
 }

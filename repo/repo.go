@@ -60,7 +60,8 @@ type OpenOptions struct {
 	// CacheDir is where indexes, snapshots and trees are kept for the next time; empty means nowhere. A directory
 	// per repository is made in it. It may be deleted at any time.
 	CacheDir string
-	// CacheSize bounds the cache of this repository in bytes; 0 means 2 GiB.
+	// CacheSize bounds what is kept in CacheDir, of all repositories together, in bytes; 0 means 2 GiB. What was not used for
+	// longest goes first, but nothing of other repositories that are open.
 	CacheSize int64
 	// BlobCache bounds the decoded chunks kept in memory for [Repository.Reader], in bytes; 0 means 32 MiB.
 	BlobCache int64
@@ -232,7 +233,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 // Close frees what Open took. No other method may run or be called after.
 func (r *Repository) Close() error {
 	r.zstd.Close()
-	return nil
+	return r.cache.close()
 }
 
 // Config tells the repository's format version, identity and chunker polynomial.

@@ -86,6 +86,10 @@ func settings() []setting {
 		{key: "repository.environment", kind: pairs, secret: true, doc: "variables for the backend: AWS_ACCESS_KEY_ID, RESTIC_REST_USERNAME, ...", set: table(func(o *options) *map[string]string { return &o.Repository.Environment })},
 		{key: "repository.options", flag: "option", short: "o", kind: pairs, doc: "restic's extended options: s3.connections=8, ...", set: table(func(o *options) *map[string]string { return &o.Repository.Options })},
 		{key: "repository.cache-dir", flag: "cache-dir", env: "RESTIC_CACHE_DIR", doc: "directory of the cache", set: text(func(o *options) *string { return &o.Repository.CacheDir })},
+		{key: "repository.cache-size", flag: "cache-size", doc: "size that the cache may have, of all repositories together: 500MiB; default 2GiB", set: func(o *options, v []string) (err error) {
+			o.Repository.CacheSize, err = parseSize(v[0])
+			return err
+		}},
 		{key: "repository.no-cache", flag: "no-cache", kind: boolean, doc: "do not use a cache", set: truth(func(o *options) *bool { return &o.noCache })},
 		{key: "repository.compression", flag: "compression", env: "RESTIC_COMPRESSION", doc: "auto, off, fastest, better or max", set: text(func(o *options) *string { return &o.Repository.Compression })},
 		{key: "repository.chunking", flag: "chunking", doc: "how disks are cut into chunks: restic, restic/2, restic/4 or fixed; default: as in the newest point", set: text(func(o *options) *string { return &o.Repository.Chunking })},

@@ -49,6 +49,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "repository.environment", Type: "map", Doc: "RESTIC_* and AWS_* variables for the storage service", Sensitive: true},
 		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},
 		{Path: "repository.cacheDir", Type: "string", Doc: "directory for a cache of trees and indexes"},
+		{Path: "repository.cacheSize", Type: "integer", Doc: "bytes that the cache may have, of all repositories in cacheDir together; what is in use stays", Default: "2 GiB"},
 		{Path: "repository.compression", Type: "string", Doc: "auto (fast where that costs little space), off, fastest, better or max", Default: "auto"},
 		{Path: "repository.chunking", Type: "string", Doc: "how disks are cut into chunks: " + chunkingNames(), Default: "as the newest point; without one, restic"},
 		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB, 4 to 128", Default: "16"},
@@ -124,7 +125,7 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 		field string
 		value int64
 	}{
-		{"repository.limitUpload", int64(c.Repository.LimitUpload)}, {"repository.limitDownload", int64(c.Repository.LimitDownload)},
+		{"repository.cacheSize", c.Repository.CacheSize}, {"repository.limitUpload", int64(c.Repository.LimitUpload)}, {"repository.limitDownload", int64(c.Repository.LimitDownload)},
 		{"repository.lockWait", int64(c.Repository.LockWait)}, {"limits.machines", int64(c.Limits.Machines)},
 		{"limits.machinesPerHost", int64(c.Limits.MachinesPerHost)}, {"limits.machinesPerDatastore", int64(c.Limits.MachinesPerDatastore)},
 		{"limits.partsPerMachine", int64(c.Limits.PartsPerMachine)}, {"limits.freeSpace", c.Limits.FreeSpace},
