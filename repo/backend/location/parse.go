@@ -97,7 +97,7 @@ func parseREST(rest string) (Location, error) {
 		// The socket takes the place of the host; the request's own host name means nothing to the server.
 		l.host = socket
 		u = &url.URL{Scheme: "http", Host: "unix", Path: p}
-	case (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
+	case (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "":
 		return Location{}, errors.New("rest: needs an http or https URL, as in rest:https://host:8000/path/")
 	}
 	u.User = nil
@@ -124,7 +124,7 @@ func parseS3(rest string) (Location, error) {
 		return Location{}, errors.New("s3: takes no credentials (use AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
 	}
 	bucket, prefix, _ := strings.Cut(strings.TrimPrefix(u.Path, "/"), "/")
-	if u.Host == "" || bucket == "" {
+	if u.Hostname() == "" || bucket == "" {
 		return Location{}, errors.New("s3: needs host and bucket, as in s3:https://host/bucket/prefix")
 	}
 	if prefix = path.Clean("/" + prefix)[1:]; prefix == "." {

@@ -66,13 +66,14 @@ func TestLocationsAreRestics(t *testing.T) {
 
 func TestBadLocationsAreRefusedWithoutShowingThem(t *testing.T) {
 	for text, remedy := range map[string]string{
-		"":                        "RESTIC_REPOSITORY",
-		"local:":                  "directory",
-		"azure:container:/secret": "rclone",
-		"b2:secret":               "rclone",
-		"ftp://user:secret@host/": "local:/path",
-		"rest:":                   "rest:https://host:8000/path/",
-		"rest:host:8000/secret":   "http",
+		"":                         "RESTIC_REPOSITORY",
+		"local:":                   "directory",
+		"azure:container:/secret":  "rclone",
+		"b2:secret":                "rclone",
+		"ftp://user:secret@host/":  "local:/path",
+		"rest:":                    "rest:https://host:8000/path/",
+		"rest:host:8000/secret":    "http",
+		"rest:http://:8000/secret": "http",
 		"rest:http://user:secr/secret@host:8000/": "percent-encoded",
 		"rest:http://user:%zzsecret@host/":        "percent-encoded",
 		"rest:http+unix:///secret":                "socket",
