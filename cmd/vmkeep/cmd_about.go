@@ -110,6 +110,7 @@ serves until it is interrupted. "vmkeep lab --help" tells its flags.`,
 				return err
 			}
 			lab := exec.Command(path, args...)
+			lab.Env = withoutPasswords(os.Environ())
 			lab.Stdin, lab.Stdout, lab.Stderr = a.stdin, a.stdout, a.stderr
 			if err := lab.Start(); err != nil {
 				return outputError(err)

@@ -88,6 +88,7 @@ type home struct {
 	dir      string
 	lab      *lab.Lab // nil: no vSphere
 	password string   // of the repository
+	more     []string // variables that stand in for others, or beside them
 }
 
 func (h home) command(args ...string) *exec.Cmd {
@@ -104,6 +105,7 @@ func (h home) command(args ...string) *exec.Cmd {
 			cmd.Env = append(cmd.Env, name+"="+value)
 		}
 	}
+	cmd.Env = append(cmd.Env, h.more...)
 	return cmd
 }
 

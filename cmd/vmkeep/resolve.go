@@ -117,6 +117,7 @@ func (s secret) resolve(ctx context.Context, of string) (string, error) {
 			return "", badSecret("the password of "+of, fmt.Errorf("the command that prints it: %w", err))
 		}
 		cmd := exec.CommandContext(ctx, words[0], words[1:]...)
+		cmd.Env = withoutPasswords(os.Environ())
 		cmd.Stderr = os.Stderr
 		out, err := cmd.Output()
 		if err != nil {
@@ -125,6 +126,21 @@ func (s secret) resolve(ctx context.Context, of string) (string, error) {
 		return strings.TrimSpace(string(out)), nil
 	}
 	return "", nil
+}
+
+// withoutPasswords is an environment for other programs: who prints one password need not know the others. Credentials of
+// AWS stay, for they may be what gets at the password.
+func withoutPasswords(environ []string) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(pair string) bool {
+		name, value, _ := strings.Cut(pair, "=")
+		switch name {
+		case "GOVC_PASSWORD", "RESTIC_PASSWORD", "RESTIC_REST_PASSWORD":
+			return true
+		case "GOVC_URL", "RESTIC_REPOSITORY":
+			return withoutPassword(value) != value
+		}
+		return false
+	})
 }
 
 func badSecret(what string, err error) error {
