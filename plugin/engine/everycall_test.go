@@ -102,56 +102,73 @@ func (r *rig) fails(f trial, err error) {
 	}
 }
 
-// work is something that a host asks for and that changes vSphere; target is the machine it makes, if any.
+// order is what a host asks for, as data: a host that is to be killed is another process.
+type order struct {
+	Backup  *plugin.BackupRequest
+	Verify  *plugin.VerifyRequest
+	Restore *plugin.RestoreRequest
+}
+
+// do asks for it. The failure of the one machine is the error.
+func (o order) do(s plugin.Service) error { return o.doTelling(s, nil) }
+
+// doTelling is do, with the events for emit.
+func (o order) doTelling(s plugin.Service, emit func(plugin.Event)) error {
+	var failed *plugin.Error
+	var err error
+	switch {
+	case o.Backup != nil:
+		var report plugin.BackupReport
+		if report, err = s.Backup(noCancel(), *o.Backup, emit); err == nil {
+			failed = report.Machines[0].Err
+		}
+	case o.Verify != nil:
+		var report plugin.VerifyReport
+		if report, err = s.Verify(noCancel(), *o.Verify, emit); err == nil {
+			failed = report.Machines[0].Err
+		}
+	case o.Restore != nil:
+		_, err = s.Restore(noCancel(), *o.Restore, emit)
+	}
+	if failed != nil {
+		err = failed
+	}
+	return err
+}
+
+// work is an operation that changes vSphere; target is the machine it makes, if any.
 type work struct {
 	name   string
 	target string
-	do     func(s plugin.Service) error
+	order
 }
 
 // works are the operations under test on the machine "db".
 func works(point string) []work {
 	only := plugin.Selection{Names: []string{"db"}}
-	backup := func(req plugin.BackupRequest) func(plugin.Service) error {
-		return func(s plugin.Service) error {
-			report, err := s.Backup(noCancel(), req, nil)
-			if err == nil && report.Machines[0].Err != nil {
-				err = report.Machines[0].Err
-			}
-			return err
-		}
-	}
 	return []work{
-		{"backup", "", backup(plugin.BackupRequest{Selection: only})},
-		{"restart of tracking", "", backup(plugin.BackupRequest{Selection: only, ResetCBT: true})},
-		{"audit", "", func(s plugin.Service) error {
-			report, err := s.Verify(noCancel(), plugin.VerifyRequest{Selection: only, Sample: 1}, nil)
-			if err == nil && report.Machines[0].Err != nil {
-				err = report.Machines[0].Err
-			}
-			return err
-		}},
-		{"restore", "db2", func(s plugin.Service) error {
-			_, err := s.Restore(noCancel(), plugin.RestoreRequest{Point: point, Mode: plugin.RestoreNew, Target: plugin.Target{Name: "db2"}}, nil)
-			return err
-		}},
+		{"backup", "", order{Backup: &plugin.BackupRequest{Selection: only}}},
+		{"restart of tracking", "", order{Backup: &plugin.BackupRequest{Selection: only, ResetCBT: true}}},
+		{"audit", "", order{Verify: &plugin.VerifyRequest{Selection: only, Sample: 1}}},
+		{"restore", "db2", order{Restore: &plugin.RestoreRequest{Point: point, Mode: plugin.RestoreNew, Target: plugin.Target{Name: "db2"}}}},
 	}
 }
 
-// history remembers what every point of "db" has to hold.
+// history remembers what every point has to hold.
 type history struct {
-	r    *rig
-	want map[string]map[string][sha256.Size]byte // point -> disk uuid -> hash
+	r     *rig
+	first string                                  // point of "db"
+	want  map[string]map[string][sha256.Size]byte // point -> disk uuid -> hash
 }
 
-// learn notes that all points that are new hold the machine as it is: it was not written to since before the backup.
+// learn notes that all points that are new hold their machine as it is: it was not written to since before the backup.
 func (h *history) learn() {
 	h.r.t.Helper()
 	points, err := h.r.Points(h.r.t.Context(), plugin.PointFilter{})
 	h.r.must(err)
 	for _, p := range points {
 		if h.want[p.ID] == nil {
-			h.want[p.ID] = h.r.contents("db")
+			h.want[p.ID] = h.r.contents(p.Machine)
 		}
 	}
 }
@@ -170,24 +187,30 @@ func (h *history) check() {
 }
 
 // newHistory makes the first point of "db".
-func newHistory(r *rig) (*history, string) {
+func newHistory(r *rig) *history {
 	r.t.Helper()
 	r.busy(seeded(81), "db")
-	h := &history{r: r, want: map[string]map[string][sha256.Size]byte{}}
-	p := r.point("db")
+	h := &history{r: r, first: r.point("db").ID, want: map[string]map[string][sha256.Size]byte{}}
 	h.learn()
-	return h, p.ID
+	return h
 }
 
-// settled demands that nothing of ours is left: no snapshot, no half machine, no other disk, no journal.
+// settled demands that nothing of ours is left: no snapshot, no disabled method, no half machine, no other disk, no
+// journal.
 func (h *history) settled(machines []string, w work, disks int) {
 	h.r.t.Helper()
-	h.r.noTraces("db")
+	h.r.noTraces(machines...)
+	if h.r.at.hostRoot != "" {
+		h.r.noTraces(proxyName)
+		if d, err := h.r.lab.Machine(proxyName).Disks(); err != nil || len(d) != 1 {
+			h.r.t.Errorf("the proxy has %d disks, want its own: %v", len(d), err)
+		}
+	}
 	have := h.r.machines()
 	slices.Sort(have)
 	if made := w.target != "" && slices.Contains(have, w.target); made { // it was finished, or it should not be there
 		got := slices.Collect(maps.Values(h.r.contents(w.target)))
-		want := slices.Collect(maps.Values(h.want[h.oldest()]))
+		want := slices.Collect(maps.Values(h.want[h.first]))
 		if !sameHashes(got, want) {
 			h.r.t.Errorf("machine %s is left half made", w.target)
 		}
@@ -205,14 +228,6 @@ func (h *history) settled(machines []string, w work, disks int) {
 	}
 }
 
-// oldest is the point that restores are made from.
-func (h *history) oldest() string {
-	h.r.t.Helper()
-	points, err := h.r.Points(h.r.t.Context(), plugin.PointFilter{})
-	h.r.must(err)
-	return points[0].ID
-}
-
 func sameHashes(a, b [][sha256.Size]byte) bool {
 	less := func(x, y [sha256.Size]byte) int { return slices.Compare(x[:], y[:]) }
 	slices.SortFunc(a, less)
@@ -224,10 +239,10 @@ func sameHashes(a, b [][sha256.Size]byte) bool {
 // leaves nothing. With VMKEEP_FAULTS=all every call fails in every way, else the first of each kind in one way.
 func TestEveryCallMayFail(t *testing.T) {
 	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
-	h, point := newHistory(r)
+	h := newHistory(r)
 	machines := []string{"db"}
 	tried := 0
-	for _, w := range works(point) {
+	for _, w := range works(h.first) {
 		again := func() { r.must(r.Configure(t.Context(), r.config)) } // logs out, and in at the next need
 		trials := r.trials(tried, func() {
 			again()

@@ -11,13 +11,14 @@ import (
 // noCancel is a context that no test ends: what is under test is the end of processes.
 func noCancel() context.Context { return context.Background() }
 
-// hostVariable makes the test program a host that backs "db" up; its value is a file with the rest.
+// hostVariable makes the test program a host that gives a plugin an order; its value is a file with it.
 const hostVariable = "VMKEEP_ENGINE_TEST_HOST"
 
 type hostOrder struct {
 	Plugin      string
 	Environment []string
 	Config      plugin.Config
+	Order       order
 }
 
 // runHost is that host.
@@ -38,6 +39,5 @@ func runHost(file string) error {
 	if err := p.Configure(context.Background(), o.Config); err != nil {
 		return err
 	}
-	_, err = p.Backup(context.Background(), plugin.BackupRequest{Selection: plugin.Selection{Names: []string{"db"}}}, nil)
-	return err
+	return o.Order.do(p)
 }

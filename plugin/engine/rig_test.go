@@ -50,10 +50,16 @@ const password = peers.Password
 func newRig(t *testing.T, opt lab.Options) *rig {
 	t.Helper()
 	skipException(t)
+	return newRigIn(t, chosen(), opt)
+}
+
+// newRigIn is newRig in a certain way.
+func newRigIn(t *testing.T, w way, opt lab.Options) *rig {
+	t.Helper()
 	if opt.Dir == "" {
 		opt.Dir = t.TempDir()
 	}
-	at := chosen().prepare(t, &opt)
+	at := w.prepare(t, &opt)
 	l, err := lab.Start(t.Context(), opt)
 	if err != nil {
 		t.Fatal(err)
@@ -281,7 +287,7 @@ func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, seed)) }
 // themselves: what tests demand of it is that it is not more than something.
 func (r *rig) hostRead() int64 { return r.lab.NFC().Stats().ReadBytes }
 
-// noTraces fails when a machine has a snapshot or needs consolidation.
+// noTraces fails when a machine has a snapshot, needs consolidation or cannot be moved.
 func (r *rig) noTraces(machines ...string) {
 	r.t.Helper()
 	for _, m := range machines {
@@ -291,6 +297,9 @@ func (r *rig) noTraces(machines ...string) {
 		}
 		if vm.ConsolidationNeeded() {
 			r.t.Errorf("%s needs consolidation", m)
+		}
+		if off := vm.DisabledMethods(); len(off) > 0 {
+			r.t.Errorf("%s has disabled methods: %v", m, off)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 // point restores, and increments go on from points whose elders are gone.
 func TestWeeklyCycleWithForgetAndPrune(t *testing.T) {
 	r := newRig(t, littleDisks())
-	h, _ := newHistory(r)
+	h := newHistory(r)
 	rng := seeded(91)
 	for week := range 8 {
 		for day := range 7 {
