@@ -2,8 +2,10 @@ package vsphere
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 )
@@ -28,10 +30,15 @@ func (c *Client) Doctor(ctx context.Context, j *Journal) []Finding {
 	d := &doctor{c: c}
 	d.add(true, "session", fmt.Sprintf("%s at %s, API %s", c.about.Product, c.about.URL, c.about.APIVersion), "")
 	d.clock(ctx)
-	d.hosts(ctx)
+	machines, err := c.Machines(ctx, Selection{Templates: true})
+	d.hosts(ctx, machines)
 	d.datastores(ctx)
-	d.machines(ctx)
-	d.privileges(ctx)
+	if err != nil {
+		d.failed("machines", err)
+	} else {
+		d.machines(machines)
+	}
+	d.privileges(ctx, len(machines))
 	if j != nil {
 		d.leftovers(ctx, j)
 	}
@@ -51,7 +58,12 @@ func (d *doctor) add(ok bool, name, detail, remedy string) {
 }
 
 func (d *doctor) failed(name string, err error) {
-	d.add(false, name, err.Error(), "mend this first, then run doctor again")
+	remedy := "mend this first, then run doctor again"
+	var e *Error
+	if errors.As(err, &e) && e.Remedy != "" {
+		remedy = e.Remedy
+	}
+	d.add(false, name, err.Error(), remedy)
 }
 
 func (d *doctor) clock(ctx context.Context) {
@@ -66,7 +78,8 @@ func (d *doctor) clock(ctx context.Context) {
 // reach is how long a connection to a host may take.
 const reach = 5 * time.Second
 
-func (d *doctor) hosts(ctx context.Context) {
+// hosts tries the way to the disks of each host.
+func (d *doctor) hosts(ctx context.Context, machines []Machine) {
 	hosts, err := d.c.Hosts(ctx)
 	if err != nil {
 		d.failed("hosts", err)
@@ -85,13 +98,32 @@ func (d *doctor) hosts(ctx context.Context) {
 			d.add(true, name, "it is in maintenance mode", "")
 			continue
 		}
-		conn, err := (&net.Dialer{Timeout: reach}).DialContext(ctx, "tcp", net.JoinHostPort(h.Name, fmt.Sprint(nfcPort)))
+		d.disks(ctx, name, h, machines)
+	}
+}
+
+// disks tries the port of a host where disks are read: the one that a ticket for a machine's disks names, so that what
+// is tried is what backups use. A host without such a machine is tried under its own name, and may be out of reach:
+// nothing is read there.
+func (d *doctor) disks(ctx context.Context, name string, h Host, machines []Machine) {
+	address, used := net.JoinHostPort(h.Name, fmt.Sprint(nfcPort)), false
+	if i := slices.IndexFunc(machines, func(m Machine) bool { return m.HostID == h.ID && m.Connection == "connected" && len(m.Disks) > 0 }); i >= 0 {
+		t, err := d.c.VM(machines[i]).ReadTicket(ctx, machines[i].Disks[0].Key)
 		if err != nil {
-			d.add(false, name, fmt.Sprintf("port %d, where disks are read, is not reachable: %v", nfcPort, err), "open the firewall from here to the host, and make its name resolvable here")
-			continue
+			d.failed(name, err)
+			return
 		}
+		address, used = net.JoinHostPort(t.Host, fmt.Sprint(t.Port)), true
+	}
+	conn, err := (&net.Dialer{Timeout: reach}).DialContext(ctx, "tcp", address)
+	switch {
+	case err == nil:
 		conn.Close()
-		d.add(true, name, fmt.Sprintf("ESXi %s, port %d is reachable", h.Version, nfcPort), "")
+		d.add(true, name, fmt.Sprintf("ESXi %s, %s, where disks are read, is reachable", h.Version, address), "")
+	case used:
+		d.add(false, name, fmt.Sprintf("%s, where disks are read, is not reachable: %v", address, err), "open the firewall from here to the host, and make its name resolvable here")
+	default:
+		d.add(true, name, fmt.Sprintf("ESXi %s; no machine with disks is on it; %s is not reachable: %v", h.Version, address, err), "")
 	}
 }
 
@@ -116,12 +148,7 @@ func (d *doctor) datastores(ctx context.Context) {
 	}
 }
 
-func (d *doctor) machines(ctx context.Context) {
-	list, err := d.c.Machines(ctx, Selection{Templates: true})
-	if err != nil {
-		d.failed("machines", err)
-		return
-	}
+func (d *doctor) machines(list []Machine) {
 	var away, tools, merge, off, old, disks []string
 	for _, m := range list {
 		switch {
@@ -172,7 +199,7 @@ func (d *doctor) list(names []string, what, state, remedy string) {
 	d.add(false, what, fmt.Sprintf("%d %s: %s", len(names), state, strings.Join(shown, ", ")), remedy)
 }
 
-func (d *doctor) privileges(ctx context.Context) {
+func (d *doctor) privileges(ctx context.Context, machines int) {
 	for _, role := range []struct {
 		name string
 		need []Privilege
@@ -191,6 +218,10 @@ func (d *doctor) privileges(ctx context.Context) {
 				hard = append(hard, text)
 			}
 		}
+		if role.name == "restore" && len(hard) > 0 && backupOnly(missing, machines) {
+			d.add(true, "privileges for "+role.name, "the account is for backups only", "")
+			continue
+		}
 		detail := "all are there"
 		if len(soft) > 0 {
 			detail = "optional ones are missing: " + strings.Join(soft, "; ")
@@ -201,6 +232,21 @@ func (d *doctor) privileges(ctx context.Context) {
 		d.add(len(hard) == 0, "privileges for "+role.name, detail,
 			"give the account a role with them, on the root folder, propagated: govc role.create vmkeep-"+role.name+" "+strings.Join(RoleIDs(role.need), " "))
 	}
+}
+
+// backupOnly reports whether an account that misses these privileges for restores has, on none of so many machines, any
+// that only restores need.
+func backupOnly(missing []MissingPrivilege, machines int) bool {
+	others := append(BackupPrivileges(), ProxyPrivileges()...)
+	for _, p := range RestorePrivileges() {
+		if p.On != OnMachine || slices.ContainsFunc(others, func(o Privilege) bool { return o.ID == p.ID }) {
+			continue
+		}
+		if !slices.ContainsFunc(missing, func(m MissingPrivilege) bool { return m.ID == p.ID && len(m.Objects) == machines }) {
+			return false
+		}
+	}
+	return true
 }
 
 func (d *doctor) leftovers(ctx context.Context, j *Journal) {
