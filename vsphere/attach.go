@@ -218,6 +218,13 @@ func (v *VM) scsiPlace(devices []types.BaseVirtualDevice) (string, error) {
 // withDisk attaches dev as e announces, runs fn, and undoes it: for e.Action "delete" when fn failed, for "detach"
 // always.
 func (v *VM) withDisk(ctx context.Context, op *Operation, e entry, dev *types.VirtualDisk, fn func(context.Context, Disk) error) (err error) {
+	undoing := []string{"VirtualMachine.Config.RemoveDisk"}
+	if e.Old != nil {
+		undoing = append(undoing, "VirtualMachine.Config.AddExistingDisk")
+	}
+	if err := v.c.mayUndo(ctx, "attach a disk to "+v.label(), v.ref(), undoing...); err != nil {
+		return err
+	}
 	x, err := op.announce(e)
 	if err != nil {
 		return err

@@ -63,7 +63,7 @@ func (p *MachinePlan) build(ctx context.Context, c *Client, t *tree, ci types.Vi
 		MemoryHotAddEnabled: full.MemoryHotAddEnabled, CpuHotAddEnabled: full.CpuHotAddEnabled, CpuHotRemoveEnabled: full.CpuHotRemoveEnabled,
 		VirtualICH7MPresent: full.VirtualICH7MPresent, VirtualSMCPresent: full.VirtualSMCPresent, MotherboardLayout: full.MotherboardLayout,
 		CpuAllocation: full.CpuAllocation, MemoryAllocation: full.MemoryAllocation, LatencySensitivity: full.LatencySensitivity,
-		CpuFeatureMask: full.CpuFeatureMask, SwapPlacement: full.SwapPlacement, VAppConfig: full.VAppConfig,
+		CpuFeatureMask: full.CpuFeatureMask, VAppConfig: full.VAppConfig,
 		Firmware: full.Firmware, MaxMksConnections: full.MaxMksConnections, GuestAutoLockEnabled: full.GuestAutoLockEnabled,
 		MemoryReservationLockedToMax: full.MemoryReservationLockedToMax, NestedHVEnabled: full.NestedHVEnabled, VPMCEnabled: full.VPMCEnabled,
 		MessageBusTunnelEnabled: full.MessageBusTunnelEnabled, SevEnabled: full.SevEnabled, VirtualNuma: full.VirtualNuma,
@@ -96,6 +96,9 @@ func (p *MachinePlan) build(ctx context.Context, c *Client, t *tree, ci types.Vi
 	}
 	if ci.ManagedBy != nil {
 		p.note("the machine was managed by %s: that is not carried over", ci.ManagedBy.ExtensionKey)
+	}
+	if ci.SwapPlacement != "" && ci.SwapPlacement != string(types.VirtualMachineConfigInfoSwapPlacementTypeInherit) {
+		p.note("the machine kept its swap file apart (%s): that is not carried over", ci.SwapPlacement)
 	}
 	if ci.FtInfo != nil {
 		p.note("fault tolerance is not carried over")

@@ -27,6 +27,9 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	if op == nil {
 		return nil, &Error{Kind: ErrInvalid, Summary: "no operation is given for the machine", Remedy: "begin one with Journal.Begin"}
 	}
+	if err := c.mayUndo(ctx, "create machine "+p.Name, p.at.folder, "VirtualMachine.Inventory.Delete"); err != nil {
+		return nil, err
+	}
 	spec := p.spec
 	spec.Annotation = op.mark()
 	e := entry{Kind: EntryMachine, Server: c.about.InstanceUUID, Machine: p.at.folder.Value, Path: path.Join(p.Folder, p.Name), Name: p.Name}

@@ -134,8 +134,9 @@ func (c *Client) transfer(ctx context.Context, file string, request func() (*htt
 		case http.StatusNotFound:
 			return &Error{Kind: ErrNotFound, Object: file, Summary: "no file " + file, Remedy: "check the datastore path"}
 		case http.StatusUnauthorized, http.StatusForbidden:
-			return &Error{Kind: ErrPermission, Privilege: "Datastore.FileManagement", Object: file, Summary: "the server refuses access to " + file, Err: err,
-				Remedy: "give the account Datastore.Browse and Datastore.FileManagement on the datastore"}
+			return &Error{Kind: ErrPermission, Privilege: "Datastore.FileManagement", Object: file, Err: err,
+				Summary: "the server refuses access to " + file + ", for which the privileges Datastore.Browse and Datastore.FileManagement are needed",
+				Remedy:  "give the account both on the datastore"}
 		}
 		return err
 	}

@@ -19,14 +19,19 @@ func methodSource(operation string) string { return snapshotPrefix + operation }
 // or without the privileges Global.DisableMethods and Global.EnableMethods, fn runs unprotected, and the answer is
 // false.
 func (v *VM) WithRelocationDisabled(ctx context.Context, op *Operation, fn func(context.Context) error) (protected bool, err error) {
-	if !v.c.about.VCenter || v.c.vim.ServiceContent.AuthorizationManager == nil {
+	if !v.c.about.VCenter || v.c.vim.ServiceContent.AuthorizationManager == nil || v.c.lacks(ctx, v.ref(), "Global.DisableMethods", "Global.EnableMethods") != "" {
 		return false, fn(ctx)
 	}
 	x, err := op.announce(entry{Kind: EntryMethod, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: relocation})
 	if err != nil {
 		return false, err
 	}
+	refused := false // nothing was disabled
 	defer func() {
+		if refused {
+			err = errors.Join(err, x.strike())
+			return
+		}
 		after, cancel := v.c.afterwards(ctx)
 		defer cancel()
 		if e := v.enableMethods(after, op.id); e != nil {
@@ -43,6 +48,7 @@ func (v *VM) WithRelocationDisabled(ctx context.Context, op *Operation, fn func(
 		var already *types.MethodAlreadyDisabledFault
 		if !asFault(e, &already) || already.SourceId != methodSource(op.id) { // by us: an answer was lost
 			v.c.log.Debug("relocation not disabled", "machine", v.label(), "error", e)
+			refused = isFault(e)
 			return false, fn(ctx)
 		}
 	}
@@ -58,8 +64,7 @@ func (v *VM) enableMethods(ctx context.Context, operation string) error {
 		}
 		return err
 	})
-	if err == nil || isNotFound(err) || errors.Is(err, ErrPermission) {
-		// Without the privilege to enable there was none to disable.
+	if isNotFound(err) {
 		return nil
 	}
 	return err

@@ -44,7 +44,8 @@ func BackupPrivileges() []Privilege {
 		{"VirtualMachine.Provisioning.DiskRandomRead", OnMachine, "read disks", false},
 		{"VirtualMachine.Provisioning.GetVmFiles", OnMachine, "ask for a ticket to the disks, keep .vmx and .nvram", false},
 		{"Cryptographer.Access", OnMachine, "read disks of encrypted machines", true},
-		{"Datastore.Browse", OnDatastore, "find the machines' files", false},
+		{"Datastore.AllocateSpace", OnDatastore, "let snapshots grow", false},
+		{"Datastore.Browse", OnDatastore, "find .vmx and .nvram", false},
 		{"Datastore.FileManagement", OnDatastore, "read .vmx and .nvram over HTTPS", false},
 		{"Global.DisableMethods", OnMachine, "keep vCenter from moving disks that are being read", true},
 		{"Global.EnableMethods", OnMachine, "allow it again", true},
@@ -61,7 +62,8 @@ func ProxyPrivileges() []Privilege {
 	}
 }
 
-// RestorePrivileges is everything a restore needs, and nothing else: new machines, disks in place, single disks.
+// RestorePrivileges is everything a restore needs, and nothing else: new machines, disks in place, single disks. What a
+// machine is made with, its processors, memory, controllers and settings, needs no privileges beside that to make it.
 func RestorePrivileges() []Privilege {
 	return []Privilege{
 		{"System.View", OnRoot, "see the inventory", false},
@@ -71,15 +73,8 @@ func RestorePrivileges() []Privilege {
 		{"VirtualMachine.Config.AddNewDisk", OnMachine, "create disks", false},
 		{"VirtualMachine.Config.AddExistingDisk", OnMachine, "attach a disk again after a failed replacement", false},
 		{"VirtualMachine.Config.RemoveDisk", OnMachine, "detach disks", false},
-		{"VirtualMachine.Config.AddRemoveDevice", OnMachine, "create controllers and network cards", false},
-		{"VirtualMachine.Config.EditDevice", OnMachine, "set devices", false},
 		{"VirtualMachine.Config.AdvancedConfig", OnMachine, "carry advanced settings over", false},
 		{"VirtualMachine.Config.Annotation", OnMachine, "mark machines that are not complete yet", false},
-		{"VirtualMachine.Config.CPUCount", OnMachine, "set processors", false},
-		{"VirtualMachine.Config.Memory", OnMachine, "set memory", false},
-		{"VirtualMachine.Config.Resource", OnMachine, "set shares and reservations", false},
-		{"VirtualMachine.Config.Settings", OnMachine, "set firmware and flags", false},
-		{"VirtualMachine.Config.ChangeTracking", OnMachine, "keep change tracking after a rollback", false},
 		{"VirtualMachine.Config.DiskLease", OnMachine, "open disks", false},
 		{"VirtualMachine.Provisioning.DiskRandomAccess", OnMachine, "write disks", false},
 		{"VirtualMachine.Provisioning.DiskRandomRead", OnMachine, "read disks back to verify them", false},
@@ -91,7 +86,7 @@ func RestorePrivileges() []Privilege {
 		{"Resource.AssignVMToPool", OnPool, "place machines", false},
 		{"Network.Assign", OnNetwork, "connect machines", false},
 		{"Datastore.AllocateSpace", OnDatastore, "create disks", false},
-		{"Datastore.Browse", OnDatastore, "find files", false},
+		{"Datastore.Browse", OnDatastore, "find .nvram", false},
 		{"Datastore.FileManagement", OnDatastore, "write .nvram over HTTPS", false},
 	}
 }
@@ -106,6 +101,41 @@ func RoleIDs(need []Privilege) []string {
 	}
 	slices.Sort(out)
 	return slices.Compact(out)
+}
+
+// lacks is the first of the privileges that the account is known to lack on an object; empty: none is. What cannot be
+// asked, as of ESXi hosts that have no such question, is left to fail when it is used.
+func (c *Client) lacks(ctx context.Context, on ref, privileges ...string) string {
+	am := c.vim.ServiceContent.AuthorizationManager
+	if am == nil {
+		return ""
+	}
+	key, err := c.sessionKey(ctx)
+	if err != nil {
+		return ""
+	}
+	res, err := methods.HasPrivilegeOnEntities(ctx, c.vim, &types.HasPrivilegeOnEntities{This: *am, Entity: []ref{on}, SessionId: key, PrivId: privileges})
+	if err != nil {
+		return ""
+	}
+	for _, e := range res.Returnval {
+		for _, a := range e.PrivAvailability {
+			if !a.IsGranted {
+				return a.PrivId
+			}
+		}
+	}
+	return ""
+}
+
+// mayUndo refuses what could not be undone afterwards, for want of the privileges that undoing it needs.
+func (c *Client) mayUndo(ctx context.Context, what string, on ref, privileges ...string) error {
+	id := c.lacks(ctx, on, privileges...)
+	if id == "" {
+		return nil
+	}
+	return &Error{Kind: ErrPermission, Privilege: id, Object: on.Value, Remedy: "give the account a role that has it; vmkeep doctor prints the role that is needed",
+		Summary: fmt.Sprintf("%s: the account lacks the privilege %s, without which it could not be undone", what, id)}
 }
 
 // MissingPrivilege is a right the account lacks on some objects.

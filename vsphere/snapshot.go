@@ -106,6 +106,9 @@ func (v *VM) WithSnapshot(ctx context.Context, opts SnapshotOptions, fn func(con
 	if err := v.guard(ctx, live, opts.MinFree); err != nil {
 		return report, err
 	}
+	if err := v.c.mayUndo(ctx, "snapshot of "+v.label(), v.ref(), "VirtualMachine.State.RemoveSnapshot"); err != nil {
+		return report, err
+	}
 	report.Name = opts.Operation.snapshotName()
 	mark, err := opts.Operation.announce(entry{Kind: EntrySnapshot, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: report.Name})
 	if err != nil {

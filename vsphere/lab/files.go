@@ -19,13 +19,11 @@ func (s *sim) serveFolder(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "authentication required", http.StatusUnauthorized)
 		return
 	}
-	need := "Datastore.Browse"
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		need = "Datastore.FileManagement"
-	}
-	if !s.may(user, need) {
-		http.Error(w, "no permission: "+need, http.StatusForbidden)
-		return
+	for _, need := range []string{"Datastore.Browse", "Datastore.FileManagement"} {
+		if !s.may(user, need) {
+			http.Error(w, "no permission: "+need, http.StatusForbidden)
+			return
+		}
 	}
 	dsPath := joinPath(r.URL.Query().Get("dsName"), strings.TrimPrefix(r.URL.Path, "/folder/"))
 	p, err := s.store.local(dsPath)

@@ -45,12 +45,13 @@ func (s *sim) may(user, privilege string) bool {
 	return true
 }
 
-// privilegeOf is the privilege a method asks for, "" for none beyond System.View. The sources are the API
-// reference's "Required Privileges" of each method.
+// privilegeOf are the privileges a method asks for beyond System.View. The sources are the API reference's "Required
+// Privileges" of each method, and "Required Privileges for Common Tasks" of the vSphere security guide: what consumes
+// storage space, as a snapshot does, needs Datastore.AllocateSpace.
 func privilegeOf(m *simulator.Method) []string {
 	switch m.Name {
 	case "CreateSnapshot_Task", "CreateSnapshotEx_Task":
-		return []string{"VirtualMachine.State.CreateSnapshot"}
+		return []string{"VirtualMachine.State.CreateSnapshot", "Datastore.AllocateSpace"}
 	case "RemoveSnapshot_Task", "RemoveAllSnapshots_Task", "ConsolidateVMDisks_Task":
 		return []string{"VirtualMachine.State.RemoveSnapshot"}
 	case "RevertToSnapshot_Task", "RevertToCurrentSnapshot_Task":
@@ -60,7 +61,7 @@ func privilegeOf(m *simulator.Method) []string {
 	case "ReconfigVM_Task":
 		return reconfigurePrivileges(m)
 	case "CreateVM_Task":
-		return []string{"VirtualMachine.Inventory.Create", "Resource.AssignVMToPool", "Datastore.AllocateSpace"}
+		return createPrivileges(m)
 	case "RegisterVM_Task":
 		return []string{"VirtualMachine.Inventory.Register"}
 	case "UnregisterVM":
@@ -108,6 +109,39 @@ func privilegeOf(m *simulator.Method) []string {
 	return nil
 }
 
+// createPrivileges depends on what is created.
+func createPrivileges(m *simulator.Method) []string {
+	out := []string{"VirtualMachine.Inventory.Create", "Resource.AssignVMToPool", "Datastore.AllocateSpace"}
+	req, ok := m.Body.(*types.CreateVM_Task)
+	if !ok {
+		return out
+	}
+	if len(req.Config.ExtraConfig) > 0 {
+		out = append(out, "VirtualMachine.Config.AdvancedConfig")
+	}
+	if req.Config.SwapPlacement != "" {
+		out = append(out, "VirtualMachine.Config.SwapPlacement")
+	}
+	for _, c := range req.Config.DeviceChange {
+		sp := c.GetVirtualDeviceConfigSpec()
+		switch sp.Device.(type) {
+		case *types.VirtualDisk:
+			out = append(out, diskPrivileges(sp)...)
+		case types.BaseVirtualEthernetCard:
+			out = append(out, "Network.Assign")
+		}
+	}
+	return out
+}
+
+// diskPrivileges depends on whether a disk is new.
+func diskPrivileges(sp *types.VirtualDeviceConfigSpec) []string {
+	if sp.FileOperation == "" {
+		return []string{"VirtualMachine.Config.AddExistingDisk"}
+	}
+	return []string{"VirtualMachine.Config.AddNewDisk", "Datastore.AllocateSpace"}
+}
+
 // reconfigurePrivileges depends on what is reconfigured.
 func reconfigurePrivileges(m *simulator.Method) (out []string) {
 	req, ok := m.Body.(*types.ReconfigVM_Task)
@@ -131,16 +165,16 @@ func reconfigurePrivileges(m *simulator.Method) (out []string) {
 		sp := c.GetVirtualDeviceConfigSpec()
 		_, disk := sp.Device.(*types.VirtualDisk)
 		switch {
+		case !disk && sp.Operation == types.VirtualDeviceConfigSpecOperationEdit:
+			out = append(out, "VirtualMachine.Config.EditDevice")
 		case !disk:
 			out = append(out, "VirtualMachine.Config.AddRemoveDevice")
 		case sp.Operation == types.VirtualDeviceConfigSpecOperationRemove:
 			out = append(out, "VirtualMachine.Config.RemoveDisk")
 		case sp.Operation == types.VirtualDeviceConfigSpecOperationEdit:
 			out = append(out, "VirtualMachine.Config.DiskExtend")
-		case sp.FileOperation == "":
-			out = append(out, "VirtualMachine.Config.AddExistingDisk")
 		default:
-			out = append(out, "VirtualMachine.Config.AddNewDisk")
+			out = append(out, diskPrivileges(sp)...)
 		}
 	}
 	return out

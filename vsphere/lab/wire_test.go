@@ -177,7 +177,7 @@ func TestSessionsEnd(t *testing.T) {
 
 func TestPrivileges(t *testing.T) {
 	b := start(t, lab.Options{
-		Users: []lab.User{{Name: "backup", Password: "lab", Privileges: []string{"VirtualMachine.State.CreateSnapshot", "Datastore.Browse"}},
+		Users: []lab.User{{Name: "backup", Password: "lab", Privileges: []string{"VirtualMachine.State.CreateSnapshot", "Datastore.AllocateSpace", "Datastore.Browse"}},
 			{Name: "second admin", Password: "lab"}},
 		Machines: []lab.Machine{oneDisk("web")}})
 	if _, err := govmomi.NewClient(b.ctx, b.lab.URLFor("backup", "wrong"), true); !fault.Is(err, &types.InvalidLogin{}) {

@@ -1,5 +1,6 @@
 govc role.create vmkeep-backup \
   Cryptographer.Access \
+  Datastore.AllocateSpace \
   Datastore.Browse \
   Datastore.FileManagement \
   Global.DisableMethods \

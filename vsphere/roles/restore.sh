@@ -9,17 +9,11 @@ govc role.create vmkeep-restore \
   Resource.AssignVMToPool \
   VirtualMachine.Config.AddExistingDisk \
   VirtualMachine.Config.AddNewDisk \
-  VirtualMachine.Config.AddRemoveDevice \
   VirtualMachine.Config.AdvancedConfig \
   VirtualMachine.Config.Annotation \
-  VirtualMachine.Config.CPUCount \
   VirtualMachine.Config.ChangeTracking \
   VirtualMachine.Config.DiskLease \
-  VirtualMachine.Config.EditDevice \
-  VirtualMachine.Config.Memory \
   VirtualMachine.Config.RemoveDisk \
-  VirtualMachine.Config.Resource \
-  VirtualMachine.Config.Settings \
   VirtualMachine.Interact.PowerOff \
   VirtualMachine.Interact.PowerOn \
   VirtualMachine.Inventory.Create \
