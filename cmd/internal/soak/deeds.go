@@ -147,6 +147,10 @@ func (s *soak) prepareFaults() error {
 		s.lab.Inject(lab.Fault{Nth: 1 + s.rng.IntN(30*s.machines), Do: effects[s.rng.IntN(len(effects))]})
 		s.stats.faults++
 	}
+	if s.plugin != "" && s.rng.IntN(4) == 0 {
+		s.lab.Inject(lab.Fault{Nth: 1 + s.rng.IntN(30*s.machines), Do: lab.Hook(s.kill)})
+		s.stats.faults++
+	}
 	if s.rng.IntN(3) == 0 {
 		s.lab.NFC().SetScenario(nfctest.Scenario{DropAfter: s.rng.Int64N(4 << 20), DropCount: 1 + s.rng.IntN(2)})
 		s.stats.faults++

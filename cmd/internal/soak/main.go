@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -24,6 +25,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 50, "rounds of changes, faults and a backup of all machines")
 	flag.Int64Var(&o.diskSize, "size", 8, "size of a new disk in MiB")
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of all random choices")
+	flag.StringVar(&o.plugin, "plugin", "", "the plugin `program` to use, and to kill now and then; empty: no plugin process (Linux)")
 	flag.Parse()
 	o.diskSize <<= 20
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -38,6 +40,7 @@ type options struct {
 	machines, rounds int
 	diskSize         int64 // bytes
 	seed             uint64
+	plugin           string // program; empty: none
 	say              func(format string, args ...any)
 }
 
@@ -49,6 +52,17 @@ func run(ctx context.Context, o options) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	o.say("%d machines, %d rounds, disks of %d MiB, seed %d", o.machines, o.rounds, o.diskSize>>20, o.seed)
+	if o.plugin != "" {
+		own := filepath.Join(dir, "vmkeep-plugin") // by which the process is found
+		program, err := os.ReadFile(o.plugin)
+		if err == nil {
+			err = os.WriteFile(own, program, 0o700)
+		}
+		if err != nil {
+			return err
+		}
+		o.plugin = own
+	}
 	s, err := start(ctx, o, dir)
 	if err != nil {
 		return err
@@ -75,7 +89,8 @@ func (s *soak) tell(spent time.Duration) {
 	row("points made", s.stats.points, fmt.Sprint("in ", spent.Round(time.Second)))
 	row("disks compared", s.stats.compared, fmt.Sprintf("%d of points read incrementally, %d read in full", s.stats.incremental, s.stats.full))
 	row("changes by administrators", s.stats.deeds, fmt.Sprintf("%d refused", s.stats.refused))
-	row("faults prepared", s.stats.faults, fmt.Sprintf("%d backups failed and were explained", s.stats.failed))
+	row("restores over machines", s.stats.restored, fmt.Sprintf("%d refused", s.stats.notRestored))
+	row("faults prepared", s.stats.faults, fmt.Sprintf("%d backups failed and were explained, %d plugins were killed", s.stats.failed, s.stats.kills))
 	row("differences", 0, "")
 	row("left behind", 0, "")
 	_ = w.Flush() // a Builder never fails

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
@@ -26,16 +29,18 @@ type content map[string]hash
 
 type soak struct {
 	options
-	lab    *lab.Lab
-	engine *engine.Engine
-	config plugin.Config
-	rng    *rand.Rand
-	guests []*guest
-	want   map[string]content // of every point that is kept
-	fault  error              // of a guest that wrote while it was backed up
+	lab     *lab.Lab
+	service plugin.Service
+	killed  atomic.Bool // the plugin, since it was loaded
+	config  plugin.Config
+	rng     *rand.Rand
+	guests  []*guest
+	want    map[string]content // of every point that is kept
+	owner   map[string]string  // its machine
+	fault   error              // of a guest that wrote while it was backed up
 
 	stats struct {
-		points, incremental, full, compared, deeds, refused, faults, failed int
+		points, incremental, full, compared, deeds, refused, restored, notRestored, faults, kills, failed int
 	}
 }
 
@@ -43,7 +48,7 @@ const password = "soak"
 
 // start builds vSphere, the machines, and an empty repository.
 func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
-	s := &soak{options: o, rng: rand.New(rand.NewPCG(o.seed, 1)), want: map[string]content{}}
+	s := &soak{options: o, rng: rand.New(rand.NewPCG(o.seed, 1)), want: map[string]content{}, owner: map[string]string{}}
 	opt := lab.Options{Dir: filepath.Join(dir, "lab"), MaxAreas: 16, LockPatience: 10 * time.Second}
 	for n := range o.machines {
 		m := lab.Machine{Name: fmt.Sprintf("vm-%02d", n), Folder: "soak", NoTools: n%5 == 4, Off: n%7 == 6}
@@ -74,7 +79,6 @@ func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
 		}
 		s.guests = append(s.guests, &guest{VM: vm, name: m.Name, rng: rand.New(rand.NewPCG(o.seed, uint64(n)+2))})
 	}
-	s.engine = engine.New(engine.Options{Version: "soak"})
 	s.config = plugin.Config{
 		VSphere:    plugin.VSphere{URL: s.lab.URL().String(), Thumbprint: s.lab.Thumbprint()},
 		Repository: plugin.RepositoryConfig{Location: filepath.Join(dir, "repository"), Password: password},
@@ -84,7 +88,56 @@ func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
 	if err := initRepository(ctx, s.config.Repository.Location); err != nil {
 		return nil, err
 	}
-	return s, s.engine.Configure(ctx, s.config)
+	return s, s.load(ctx)
+}
+
+// load reaches an engine: of its own process where a plugin program is given, else in this one.
+func (s *soak) load(ctx context.Context) error {
+	s.killed.Store(false)
+	if s.plugin == "" {
+		s.service = engine.New(engine.Options{Version: "soak"})
+	} else {
+		loaded, err := plugin.Load(ctx, plugin.LoadOptions{Path: s.plugin, Host: "soak"})
+		if err != nil {
+			return err
+		}
+		s.service = loaded
+	}
+	return s.service.Configure(ctx, s.config)
+}
+
+// unload ends the engine. A plugin that was killed has nothing to say any more.
+func (s *soak) unload() error {
+	var err error
+	switch x := s.service.(type) {
+	case *plugin.Loaded:
+		if s.killed.Load() {
+			x.Kill()
+		} else {
+			err = x.Close()
+		}
+	case *engine.Engine:
+		err = x.Close()
+	}
+	s.service = nil
+	return err
+}
+
+// kill ends the plugin's process as the kernel does when memory runs out.
+func (s *soak) kill() {
+	exes, _ := filepath.Glob("/proc/[0-9]*/exe") // the pattern is good
+	for _, exe := range exes {
+		if at, err := os.Readlink(exe); err != nil || at != s.plugin {
+			continue // another, or gone
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(exe)))
+		if err != nil {
+			continue
+		}
+		if p, err := os.FindProcess(pid); err == nil && p.Kill() == nil {
+			s.killed.Store(true)
+		}
+	}
 }
 
 // initRepository makes a repository whose key is cheap to derive: each comparison derives it.
@@ -105,16 +158,17 @@ func initRepository(ctx context.Context, dir string) error {
 }
 
 func (s *soak) close() error {
-	var err error
-	if s.engine != nil {
-		err = s.engine.Close()
-	}
-	return errors.Join(err, s.lab.Close())
+	return errors.Join(s.unload(), s.lab.Close())
 }
 
 // round changes machines, prepares faults, backs everything up and compares.
 func (s *soak) round(ctx context.Context, n int) error {
 	for _, g := range s.guests {
+		if s.rng.IntN(4) == 0 {
+			if err := s.restore(ctx, g); err != nil {
+				return fmt.Errorf("%s: %w", g.name, err)
+			}
+		}
 		if err := s.change(g); err != nil {
 			return fmt.Errorf("%s: %w", g.name, err)
 		}
@@ -136,10 +190,20 @@ func (s *soak) round(ctx context.Context, n int) error {
 	if e := s.mendFaults(); e != nil {
 		return errors.Join(err, e)
 	}
+	if s.killed.Load() {
+		s.stats.kills++
+		if err == nil {
+			return errors.New("the plugin was killed, and nobody noticed")
+		}
+		if err = errors.Join(s.unload(), s.load(ctx)); err != nil {
+			return err
+		}
+	}
 	if err = errors.Join(err, s.fault); err != nil {
 		if err = s.explained(err); err != nil {
 			return err
 		}
+		s.stats.failed++
 	}
 	var fresh []plugin.Point
 	for _, m := range report.Machines {
@@ -147,9 +211,10 @@ func (s *soak) round(ctx context.Context, n int) error {
 			if err := s.explained(m.Err); err != nil {
 				return fmt.Errorf("%s: %w", m.Machine.Name, err)
 			}
+			s.stats.failed++
 			continue
 		}
-		s.want[m.Point.ID] = before[m.Machine.ID]
+		s.keep(m.Point.ID, m.Machine.ID, before)
 		s.stats.points++
 		fresh = append(fresh, *m.Point)
 	}
@@ -174,7 +239,7 @@ func (s *soak) round(ctx context.Context, n int) error {
 // backup makes a point of every machine. Each guest goes on writing as soon as its snapshot was taken.
 func (s *soak) backup(ctx context.Context) (plugin.BackupReport, error) {
 	var mu sync.Mutex
-	return s.engine.Backup(ctx, plugin.BackupRequest{}, func(ev plugin.Event) {
+	return s.service.Backup(ctx, plugin.BackupRequest{}, func(ev plugin.Event) {
 		if ev.Kind != plugin.EventPhase || ev.Phase != "read" {
 			return
 		}
@@ -188,19 +253,23 @@ func (s *soak) backup(ctx context.Context) (plugin.BackupReport, error) {
 	})
 }
 
-// explained accepts a failure that says what failed and what to do, and counts it.
+// explained accepts a failure that says what failed and what to do.
 func (s *soak) explained(err error) error {
 	var e *plugin.Error
 	if !errors.As(err, &e) || e.Code == plugin.CodeInternal || e.Code == plugin.CodeDamaged || e.Summary == "" || e.Remedy == "" {
 		return fmt.Errorf("a failure that nobody can understand: %w", err)
 	}
-	s.stats.failed++
 	return nil
+}
+
+// keep remembers what a point of a machine has to hold.
+func (s *soak) keep(point, machine string, before map[string]content) {
+	s.want[point], s.owner[point] = before[machine], machine
 }
 
 // adopt takes in points whose making was reported as failed: they are there, so they have to be right.
 func (s *soak) adopt(ctx context.Context, before map[string]content) error {
-	points, err := s.engine.Points(ctx, plugin.PointFilter{Details: true})
+	points, err := s.service.Points(ctx, plugin.PointFilter{Details: true})
 	if err != nil {
 		return err
 	}
@@ -210,7 +279,7 @@ func (s *soak) adopt(ctx context.Context, before map[string]content) error {
 		}
 		for _, g := range s.guests {
 			if g.name == p.Machine {
-				s.want[p.ID] = before[g.Ref().Value]
+				s.keep(p.ID, g.Ref().Value, before)
 			}
 		}
 		if err := s.compare(ctx, p); err != nil {
@@ -222,7 +291,7 @@ func (s *soak) adopt(ctx context.Context, before map[string]content) error {
 
 // traceless demands that nothing of ours is on vSphere after the next start.
 func (s *soak) traceless(ctx context.Context) error {
-	report, err := s.engine.Recover(ctx, nil)
+	report, err := s.service.Recover(ctx, nil)
 	if err != nil {
 		return err
 	}
@@ -249,7 +318,7 @@ func (s *soak) compare(ctx context.Context, p plugin.Point) error {
 	have := content{}
 	for _, d := range p.Disks {
 		h, next := sha256.New(), int64(0)
-		err := s.engine.ReadDisk(ctx, plugin.ReadDiskRequest{Point: p.ID, Disk: d.Name, Length: d.Capacity}, func(f plugin.Frame) error {
+		err := s.service.ReadDisk(ctx, plugin.ReadDiskRequest{Point: p.ID, Disk: d.Name, Length: d.Capacity}, func(f plugin.Frame) error {
 			if f.Offset != next {
 				return fmt.Errorf("a frame starts at %d, want %d", f.Offset, next)
 			}
@@ -285,18 +354,61 @@ func (s *soak) compare(ctx context.Context, p plugin.Point) error {
 
 // tidy forgets old points, frees their space, and compares all that is kept.
 func (s *soak) tidy(ctx context.Context) error {
-	if _, err := s.engine.Forget(ctx, plugin.ForgetRequest{Last: 4}); err != nil {
+	if _, err := s.service.Forget(ctx, plugin.ForgetRequest{Last: 4}); err != nil {
 		return err
 	}
-	if _, err := s.engine.Prune(ctx, plugin.PruneRequest{MaxUnused: "0"}, nil); err != nil {
+	if _, err := s.service.Prune(ctx, plugin.PruneRequest{MaxUnused: "0"}, nil); err != nil {
 		return err
 	}
 	return s.compareAll(ctx)
 }
 
+// restore overwrites a machine with one of its points, or is refused: disks came and went since, or there are foreign
+// snapshots.
+func (s *soak) restore(ctx context.Context, g *guest) error {
+	points, err := s.service.Points(ctx, plugin.PointFilter{Details: true})
+	if err != nil {
+		return err
+	}
+	points = slices.DeleteFunc(points, func(p plugin.Point) bool { return s.owner[p.ID] != g.Ref().Value })
+	if len(points) == 0 {
+		return nil
+	}
+	p := points[s.rng.IntN(len(points))]
+	mode := []plugin.RestoreMode{plugin.RestoreRollback, plugin.RestoreInPlace}[s.rng.IntN(2)]
+	off := g.PowerOff() != nil
+	_, err = s.service.Restore(ctx, plugin.RestoreRequest{Point: p.ID, Mode: mode, Verify: s.rng.IntN(3) == 0, Target: plugin.Target{Machine: g.Ref().Value}}, nil)
+	if !off {
+		err = errors.Join(err, g.PowerOn())
+	}
+	s.stats.restored++
+	if err != nil {
+		s.stats.notRestored++
+		return s.explained(err)
+	}
+	disks, err := g.Disks()
+	if err != nil {
+		return err
+	}
+	have, err := g.content()
+	if err != nil {
+		return err
+	}
+	for _, d := range p.Disks {
+		i := slices.IndexFunc(disks, func(x lab.DiskInfo) bool { return x.UUID == d.UUID })
+		if i < 0 || disks[i].Size != d.Capacity { // what has grown keeps its end
+			continue
+		}
+		if have[d.UUID] != s.want[p.ID][d.UUID] {
+			return fmt.Errorf("DIFFERENCE: after %s, disk %s is not what point %.8s says", mode, d.Name, p.ID)
+		}
+	}
+	return nil
+}
+
 // compareAll compares every kept point, and lets the repository check itself.
 func (s *soak) compareAll(ctx context.Context) error {
-	points, err := s.engine.Points(ctx, plugin.PointFilter{Details: true})
+	points, err := s.service.Points(ctx, plugin.PointFilter{Details: true})
 	if err != nil {
 		return err
 	}
@@ -308,7 +420,7 @@ func (s *soak) compareAll(ctx context.Context) error {
 		}
 	}
 	maps.DeleteFunc(s.want, func(id string, _ content) bool { return !kept[id] })
-	report, err := s.engine.Check(ctx, plugin.CheckRequest{ReadData: true}, nil)
+	report, err := s.service.Check(ctx, plugin.CheckRequest{ReadData: true}, nil)
 	if err == nil && len(report.Errors) > 0 {
 		err = fmt.Errorf("the repository is damaged: %+v", report.Errors)
 	}
@@ -338,7 +450,7 @@ func (s *soak) finish(ctx context.Context) error {
 		if m.Err != nil {
 			return fmt.Errorf("%s, without any fault: %w", m.Machine.Name, m.Err)
 		}
-		s.want[m.Point.ID] = before[m.Machine.ID]
+		s.keep(m.Point.ID, m.Machine.ID, before)
 		s.stats.points++
 	}
 	if n := len(report.Machines); n != s.machines {
