@@ -49,8 +49,14 @@ func (q Quiesce) ladder() ([]Level, error) {
 	all := []Level{LevelApplication, LevelFileSystem, LevelCrash}
 	best, worst := Level(orText(string(q.Best), string(LevelApplication))), Level(orText(string(q.Worst), string(LevelCrash)))
 	i, j := slices.Index(all, best), slices.Index(all, worst)
-	if i < 0 || j < 0 || i > j {
-		return nil, &Error{Kind: ErrInvalid, Summary: fmt.Sprintf("quiescing from %q down to %q makes no sense", best, worst), Remedy: "use app, fs and crash, the better one first"}
+	for at, level := range map[int]Level{i: best, j: worst} {
+		if at < 0 {
+			return nil, &Error{Kind: ErrInvalid, Object: string(level), Summary: fmt.Sprintf("there is no consistency %q", level),
+				Remedy: "use app (applications and file systems are quiesced), fs (file systems) or crash (nothing is)"}
+		}
+	}
+	if i > j {
+		return nil, &Error{Kind: ErrInvalid, Summary: fmt.Sprintf("%s is tried first and is worse than %s, the least that is asked for", best, worst), Remedy: "ask for less, or try a better one first: app, fs, crash"}
 	}
 	if _, ok := vssTypes()[q.VSS.Backup]; !ok {
 		return nil, &Error{Kind: ErrInvalid, Object: q.VSS.Backup, Summary: fmt.Sprintf("no VSS backup type %q", q.VSS.Backup), Remedy: "use copy, full, incremental, differential or log"}

@@ -179,6 +179,18 @@ func TestForeignSnapshotsStay(t *testing.T) {
 	}
 }
 
+// What cannot be asked for is told in words that say what can.
+func TestQuiesceThatIsNone(t *testing.T) {
+	for says, q := range map[string]Quiesce{
+		`there is no consistency "no"`: {Best: "no"}, `there is no consistency "vss"`: {Best: LevelFileSystem, Worst: "vss"}, "crash is tried first and is worse than app": {Best: LevelCrash, Worst: LevelApplication},
+	} {
+		var e *Error
+		if err := q.Validate(); !errors.Is(err, ErrInvalid) || !errors.As(err, &e) || !strings.Contains(e.Summary, says) || !strings.Contains(e.Remedy, "crash") {
+			t.Errorf("%+v: %v, want %q", q, err, says)
+		}
+	}
+}
+
 func TestQuiesceLadder(t *testing.T) {
 	win := func(m lab.Machine) lab.Machine { m.Guest = "windows2019srv_64Guest"; return m }
 	for _, c := range []struct {

@@ -111,7 +111,7 @@ stop the others; the exit code is then 3.`,
 	f := cmd.Flags()
 	all := f.Bool("all", false, "all machines")
 	f.BoolVar(&r.Full, "full", false, "read everything; trust no change tracking")
-	f.StringVar(&best, "quiesce", "", "try first: app, fs or crash (default app)")
+	f.StringVar(&best, "quiesce", "", "try first: app, fs, or crash, which quiesces nothing (default app)")
 	f.StringVar(&worst, "quiesce-at-least", "", "fail rather than do worse than: app, fs or crash (default crash)")
 	f.DurationVar(&r.Quiesce.Timeout, "quiesce-timeout", 0, "how long one try may take")
 	f.StringVar(&r.Quiesce.VSS.Backup, "vss-backup", "", "what Windows applications are told: copy, full, incremental, differential or log (default copy)")

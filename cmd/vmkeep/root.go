@@ -24,6 +24,7 @@ reads as well. Every point restores on its own; there are no chains.`,
   vmkeep points
   vmkeep restore latest --machine web1 --name web1-restored`,
 		Version:           build.Version(),
+		TraverseChildren:  true, // flags before "lab" are for this program, whatever comes after is for the lab
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
