@@ -42,6 +42,8 @@ const (
 	EntryDisk     EntryKind = "disk"
 	EntryMethod   EntryKind = "disabled-method"
 	EntryMachine  EntryKind = "machine"
+	// EntryLibrary is the use of VMware's library, which may attach disks of the machine to the one vmkeep runs in.
+	EntryLibrary EntryKind = "library"
 	// EntryOverwrite is the writing over disks that exist. It cannot be undone.
 	EntryOverwrite EntryKind = "overwrite"
 )

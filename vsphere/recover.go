@@ -38,6 +38,18 @@ type RecoverOptions struct {
 	// Others removes also snapshots that other installations (another host or state directory) left, once they are
 	// older. Whether their operations still run cannot be known from here. 0: never; they are reported.
 	Others time.Duration
+	// Library detaches what VMware's library left attached of a machine's disks, see [VM.AnnounceLibrary]. [ErrLive]:
+	// another process may have them attached. nil: there is no library, and what it left stays.
+	Library func(ctx context.Context, machineID string) error
+}
+
+// detach undoes the use of VMware's library.
+func (o RecoverOptions) detach(ctx context.Context, e entry) error {
+	if o.Library == nil {
+		return &Error{Kind: ErrUnsuitable, Object: orText(e.Path, e.Machine), Summary: "disks may be attached that only VMware's library can detach",
+			Remedy: "configure the library as it was (vddkDir), then run vmkeep recover"}
+	}
+	return o.Library(ctx, e.Machine)
 }
 
 // RecoverReport is what a recovery did.
@@ -100,7 +112,7 @@ func (c *Client) Recover(ctx context.Context, j *Journal, opts RecoverOptions) (
 	// snapshot cannot go before it.
 	slices.SortStableFunc(dead, func(a, b *Operation) int { return b.begun.Compare(a.begun) })
 	for _, o := range dead {
-		errs = append(errs, c.undoOperation(ctx, o, &report))
+		errs = append(errs, c.undoOperation(ctx, o, opts, &report))
 	}
 	found, err := c.hunt(ctx, j, live, opts.Others)
 	errs = append(errs, err)
@@ -119,7 +131,7 @@ func (c *Client) Recover(ctx context.Context, j *Journal, opts RecoverOptions) (
 }
 
 // undoOperation undoes what a dead operation left on this server and ends it.
-func (c *Client) undoOperation(ctx context.Context, o *Operation, report *RecoverReport) error {
+func (c *Client) undoOperation(ctx context.Context, o *Operation, opts RecoverOptions, report *RecoverReport) error {
 	var errs []error
 	for _, x := range o.effects() {
 		l := leftoverOf(o, x.e)
@@ -129,8 +141,15 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, report *Recove
 			continue
 		}
 		vm := c.VM(Machine{ID: x.e.Machine, Path: x.e.Path})
-		err := c.undo(ctx, vm, x.e, o.id, x.e.Object)
+		var err error
+		if x.e.Kind == EntryLibrary {
+			err = opts.detach(ctx, x.e)
+		} else {
+			err = c.undo(ctx, vm, x.e, o.id, x.e.Object)
+		}
 		switch {
+		case errors.Is(err, ErrLive):
+			l.Keep = keepRunning
 		case errors.Is(err, errWhose):
 			l.Keep = keepWhose
 		case errors.Is(err, errHalf):

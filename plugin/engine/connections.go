@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/vddk/nfc"
+	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 	"github.com/vmkeep/vmkeep/vsphere"
 )
 
@@ -23,13 +24,15 @@ type connections struct {
 	nfc       nfc.Limiter // shared by all disks: an ESXi host has one memory for all NFC sessions
 	attaching sync.Mutex  // held from the choice of a place in the proxy until a disk is there
 
-	mu      sync.Mutex
-	client  *vsphere.Client
-	journal *vsphere.Journal
+	mu        sync.Mutex
+	client    *vsphere.Client
+	journal   *vsphere.Journal
+	libraries map[string]*vixdisklib.Transport // by their modes: disks of a machine share a helper
+	left      []error                          // why something may be left attached; nobody was told yet
 }
 
 func newConnections(cfg plugin.Config, opt Options) *connections {
-	return &connections{cfg: cfg, version: opt.Version, hostRoot: opt.HostRoot, log: opt.Logger}
+	return &connections{cfg: cfg, version: opt.Version, hostRoot: opt.HostRoot, log: opt.Logger, libraries: map[string]*vixdisklib.Transport{}}
 }
 
 func (c *connections) close() error {
@@ -81,6 +84,15 @@ func (c *connections) openJournal() (*vsphere.Journal, error) {
 		return nil, err
 	}
 	return c.journal, nil
+}
+
+// takeLeft is what is left and nobody was told of.
+func (c *connections) takeLeft() []error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := c.left
+	c.left = nil
+	return left
 }
 
 // lookup is the environment that storage services see: the configuration's first, then the process's.

@@ -159,6 +159,9 @@ func (e *Engine) operate(ctx context.Context, kind string, emit func(plugin.Even
 	defer op.out.close()
 	op.log.Debug("operation started")
 	err = fn(ctx, op)
+	for _, left := range conn.takeLeft() {
+		scope{out: op.out}.tell(warning(plugin.CodeLeftover, "a disk may be left attached to the machine that vmkeep runs in", left.Error(), "run `vmkeep recover`"))
+	}
 	op.log.Debug("operation ended", "error", err)
 	return failureOf(ctx, err)
 }

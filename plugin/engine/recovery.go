@@ -20,7 +20,7 @@ func (e *Engine) Recover(ctx context.Context, emit func(plugin.Event)) (plugin.R
 		if err != nil {
 			return err
 		}
-		report, err := vc.Recover(ctx, j, vsphere.RecoverOptions{})
+		report, err := vc.Recover(ctx, j, op.conn.recoverOptions(vc))
 		for _, l := range report.Undone {
 			out.Undone = append(out.Undone, leftoverOf(l, nil))
 		}
@@ -53,7 +53,7 @@ func (op *operation) changing(ctx context.Context) (*vsphere.Client, *vsphere.Jo
 		return nil, nil, err
 	}
 	s := scope{out: op.out}
-	report, err := vc.Recover(ctx, j, vsphere.RecoverOptions{})
+	report, err := vc.Recover(ctx, j, op.conn.recoverOptions(vc))
 	if err != nil {
 		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
 		return vc, j, context.Cause(ctx)

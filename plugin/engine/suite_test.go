@@ -78,14 +78,18 @@ func exceptions() map[string]exception {
 	notNFC := func(w way) bool { return w.transport != "nbdssl" && w.transport != "nbd" }
 	clear := func(w way) bool { return w.transport != "nbdssl" }
 	notLibrary := func(w way) bool { return w.transport != "vddk" }
+	const library = "it is about VMware's library"
 	const encrypted = "an encrypted disk is read over nbdssl: nbd is refused, the lab's proxy has no keys, and the fake library knows of none"
 	return map[string]exception{
-		"TestEncryptedMachine":                     {clear, encrypted},
-		"TestEncryptedDisksAreNotReadInClear":      {clear, encrypted},
-		"TestEncryptedDiskNeedsItsPrivilege":       {clear, encrypted},
-		"TestEncryptedMachineIsRestoredInClear":    {clear, encrypted},
-		"TestStateOfTheLibraryIsBesideTheJournals": {notLibrary, "it is about VMware's library"},
-		"TestOneCutConnectionIsNoFailure":          {notNFC, "a network connection is cut; hot-added disks have none, and the library keeps its own to itself"},
+		"TestEncryptedMachine":                         {clear, encrypted},
+		"TestEncryptedDisksAreNotReadInClear":          {clear, encrypted},
+		"TestEncryptedDiskNeedsItsPrivilege":           {clear, encrypted},
+		"TestEncryptedMachineIsRestoredInClear":        {clear, encrypted},
+		"TestStateOfTheLibraryIsBesideTheJournals":     {notLibrary, library},
+		"TestDisksOfAMachineShareAHelper":              {notLibrary, library},
+		"TestWhatAKilledLibraryLeftAttachedIsDetached": {notLibrary, library},
+		"TestWhatTheLibraryDoesNotDetachIsTold":        {notLibrary, library},
+		"TestOneCutConnectionIsNoFailure":              {notNFC, "a network connection is cut; hot-added disks have none, and the library keeps its own to itself"},
 	}
 }
 

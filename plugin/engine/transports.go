@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"path/filepath"
 	"strconv"
@@ -60,18 +61,73 @@ func (c *connections) transports(vc *vsphere.Client) ([]vddk.Transport, error) {
 	return out, nil
 }
 
-// library is VMware's own library, in a helper process. modes are its transports joined by "+"; empty: those that reach
-// a snapshot of a running machine, the network last. Its state lies in dir.
+// library is VMware's own library, in helper processes: one for the disks of a machine that are read, or written, at a
+// time. modes are its transports joined by "+"; empty: those that reach a snapshot of a running machine, the network last.
+// Its state lies in dir.
 func (c *connections) library(vc *vsphere.Client, modes, dir string) *vixdisklib.Transport {
-	want := []string{"san", "hotadd", "nbdssl", "nbd"}
-	if modes != "" {
-		want = strings.Split(modes, "+")
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := c.libraries[modes]
+	if t == nil {
+		want := []string{"san", "hotadd", "nbdssl", "nbd"}
+		if modes != "" {
+			want = strings.Split(modes, "+")
+		}
+		t = &vixdisklib.Transport{
+			Dir: c.cfg.VDDKDir, Modes: want, TempDir: dir,
+			Credentials: func(context.Context) (vixdisklib.Credentials, error) { return c.libraryLogin(vc) },
+			Log:         func(_ vixdisklib.Level, text string) { c.log.Debug("VMware's library", "text", text) },
+			Announce:    func(_ context.Context, vm string) (func(error), error) { return c.announceLibrary(vc, vm) },
+		}
+		c.libraries[modes] = t
 	}
-	return &vixdisklib.Transport{
-		Dir: c.cfg.VDDKDir, Modes: want, TempDir: dir,
-		Credentials: func(context.Context) (vixdisklib.Credentials, error) { return c.libraryLogin(vc) },
-		Log:         func(_ vixdisklib.Level, text string) { c.log.Debug("VMware's library", "text", text) },
+	return t
+}
+
+// announceLibrary has the journal say, as an operation of its own, that the library may attach disks of a machine, until
+// it is told what became of them.
+func (c *connections) announceLibrary(vc *vsphere.Client, vm string) (settled func(left error), err error) {
+	journal, err := c.openJournal()
+	if err != nil {
+		return nil, err
 	}
+	op, err := journal.Begin("", "")
+	if err != nil {
+		return nil, err
+	}
+	undone, err := vc.VM(vsphere.Machine{ID: vm}).AnnounceLibrary(op)
+	if err != nil {
+		return nil, errors.Join(err, op.End())
+	}
+	return func(left error) {
+		if left == nil {
+			left = undone()
+		}
+		if left = errors.Join(left, op.End()); left != nil {
+			c.mu.Lock()
+			c.left = append(c.left, left)
+			c.mu.Unlock()
+		}
+	}, nil
+}
+
+// recoverOptions say how a recovery detaches what the library left attached.
+func (c *connections) recoverOptions(vc *vsphere.Client) (out vsphere.RecoverOptions) {
+	state, err := stateDir(c.cfg)
+	if c.cfg.VDDKDir == "" || err != nil {
+		return out
+	}
+	out.Library = func(ctx context.Context, vm string) error {
+		_, err := c.library(vc, "", filepath.Join(state, libraryDir)).Cleanup(ctx, vm)
+		switch {
+		case errors.Is(err, vddk.ErrNotFound): // of a machine that is gone nothing is attached
+			return nil
+		case errors.Is(err, vddk.ErrLocked):
+			return &vsphere.Error{Kind: vsphere.ErrLive, Object: vm, Summary: "the machine's disks are in use by VMware's library", Err: err}
+		}
+		return err
+	}
+	return out
 }
 
 // libraryLogin is the configured account in the form the library wants it.

@@ -9,42 +9,15 @@ import (
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib/internal/wire"
 )
 
-// Leftovers counts disks of earlier runs that were attached for hotadd.
-type Leftovers struct{ Detached, Remaining int }
-
-// once runs fn with a helper of its own, which is gone afterwards, also when fn panics.
-func (t *Transport) once(ctx context.Context, vm string, fn func(*process, wire.Connection) error) (err error) {
-	p, to, err := t.start(ctx, vm)
+// once runs fn with a helper of its own, which holds the lock of use, if there is one, and is gone afterwards, also when fn
+// panics.
+func (t *Transport) once(ctx context.Context, vm string, use *attaching, fn func(*process, wire.Connection) error) (err error) {
+	p, to, err := t.start(ctx, vm, use)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		grace := farewell
-		if ctx.Err() != nil {
-			grace = shortFarewell
-		}
-		err = errors.Join(err, p.end(grace))
-	}()
+	defer func() { err = errors.Join(err, p.end(t.grace(ctx))) }()
 	return fn(p, to)
-}
-
-// Cleanup detaches disks that an earlier run left attached for hotadd to the machine this process runs in. The library
-// finds them by its state below TempDir. It is called before a snapshot that was read through hotadd is removed.
-func (t *Transport) Cleanup(ctx context.Context, vm string) (Leftovers, error) {
-	var out Leftovers
-	err := t.once(ctx, vm, func(p *process, to wire.Connection) error {
-		answer, err := p.call(ctx, wire.Cleanup, wire.Encode(to), t.timeouts().Open)
-		if err != nil {
-			return err
-		}
-		got, err := wire.Decode[wire.Leftovers](answer)
-		out = Leftovers{int(got.Cleaned), int(got.Remaining)}
-		return err
-	})
-	if err != nil {
-		return out, fmt.Errorf("clean up after hotadd to %s: %w", vm, err)
-	}
-	return out, nil
 }
 
 // WithAccess keeps the machine where it is, by the library's PrepareForAccess, while fn runs: a snapshot is made, read
@@ -55,7 +28,7 @@ func (t *Transport) WithAccess(ctx context.Context, vm, identity string, fn func
 	if len(identity) == 0 || len(identity) > 50 {
 		return fmt.Errorf("identity %q: it must have 1 to 50 bytes", identity)
 	}
-	return t.once(ctx, vm, func(p *process, to wire.Connection) (err error) {
+	return t.once(ctx, vm, nil, func(p *process, to wire.Connection) (err error) {
 		to.Identity = identity
 		if _, err := p.call(ctx, wire.Prepare, wire.Encode(to), t.timeouts().Open); err != nil {
 			if ctx.Err() != nil || errors.Is(err, vddk.ErrConnectionLost) { // it may have been prepared
@@ -72,7 +45,7 @@ func (t *Transport) WithAccess(ctx context.Context, vm, identity string, fn func
 
 // EndAccess ends what a process that is gone has prepared with the same identity.
 func (t *Transport) EndAccess(ctx context.Context, vm, identity string) error {
-	return t.once(ctx, vm, func(p *process, to wire.Connection) error {
+	return t.once(ctx, vm, nil, func(p *process, to wire.Connection) error {
 		to.Identity = identity
 		if _, err := p.call(ctx, wire.EndAccess, wire.Encode(to), t.timeouts().Open); err != nil {
 			return fmt.Errorf("end access to %s: %w", vm, err)

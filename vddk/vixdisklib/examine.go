@@ -157,7 +157,7 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	}
 	defer os.RemoveAll(temp) // the library keeps nothing there that outlives this
 	t.TempDir = temp
-	p, err := t.launch(ctx, newRedactor())
+	p, err := t.launch(ctx, newRedactor(), nil)
 	if err != nil {
 		// launch waited for the process: nothing is said any more.
 		loading.Detail = strings.Join(append([]string{err.Error()}, said...), "; ")
@@ -172,7 +172,7 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	if !p.loaded.Allocation {
 		loading.Detail += ", cannot tell allocated blocks"
 	}
-	if err := p.end(farewell); err != nil {
+	if err := p.end(t.grace(ctx)); err != nil {
 		loading.OK, loading.Detail, loading.Remedy = false, err.Error(), "the library does not end in order: take another version"
 	}
 	return []Finding{loading, modes}

@@ -22,7 +22,7 @@ import (
 )
 
 // launch starts a helper and has it load the library.
-func (t *Transport) launch(ctx context.Context, clean redactor) (*process, error) {
+func (t *Transport) launch(ctx context.Context, clean redactor, use *attaching) (*process, error) {
 	program, err := t.helperProgram()
 	if err != nil {
 		return nil, err
@@ -42,21 +42,21 @@ func (t *Transport) launch(ctx context.Context, clean redactor) (*process, error
 	if err != nil {
 		return nil, err
 	}
-	p, err := spawn(program, environment(dir, temp))
+	p, err := spawn(program, environment(dir, temp), use)
 	if err != nil {
 		return nil, err
 	}
-	p.clean, p.log = clean, t.Log
+	p.clean, p.log, p.use = clean, t.Log, use
 	go p.attend()
-	answer, err := p.call(ctx, wire.Init, wire.Encode(wire.Library{Dir: dir, Config: config}), t.timeouts().Start)
+	answer, err := p.call(ctx, wire.Init, wire.Encode(wire.Library{Dir: dir, Config: config, Grace: t.timeouts().End}), t.timeouts().Start)
 	if err == nil {
 		p.loaded, err = wire.Decode[wire.Loaded](answer)
 	}
 	if err != nil {
 		if ctx.Err() != nil {
-			return nil, errors.Join(context.Cause(ctx), p.end(shortFarewell))
+			return nil, errors.Join(context.Cause(ctx), p.end(t.grace(ctx)))
 		}
-		return nil, errors.Join(fmt.Errorf("%w: load VMware's library from %s: %w; vmkeep doctor --vddk %s tells more", vddk.ErrUnsupported, t.Dir, err, t.Dir), p.end(farewell))
+		return nil, errors.Join(fmt.Errorf("%w: load VMware's library from %s: %w; vmkeep doctor --vddk %s tells more", vddk.ErrUnsupported, t.Dir, err, t.Dir), p.end(t.grace(ctx)))
 	}
 	return p, nil
 }
@@ -80,7 +80,7 @@ func environment(dir, temp string) []string {
 // spawn starts the program with its end of a socket pair and the shared memory. Both end with this process: the
 // socket is nobody else's, so that its end is seen by the helper however this process dies. (A parent-death signal
 // would be tied to the thread that started the helper, and would end it before it disconnected.)
-func spawn(program string, env []string) (_ *process, err error) {
+func spawn(program string, env []string, use *attaching) (_ *process, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket pair for the helper: %w", err)
@@ -118,6 +118,9 @@ func spawn(program string, env []string) (_ *process, err error) {
 	p.cmd = exec.Command(program)
 	p.cmd.Env = env
 	p.cmd.ExtraFiles = []*os.File{theirs, memory} // wire.SocketFile, wire.MemoryFile
+	if use != nil {
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, use.lock) // wire.LockFile
+	}
 	p.cmd.Stdout, p.cmd.Stderr = p.stderr, p.stderr
 	p.cmd.WaitDelay = 5 * time.Second
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // keys of a terminal are for this process alone

@@ -188,18 +188,6 @@ func TestAccess(t *testing.T) {
 	})
 }
 
-func TestCleanupTellsWhatIsLeft(t *testing.T) {
-	k := newKit(t, newest())
-	got, err := k.Cleanup(t.Context(), "vm-7")
-	if want := (vixdisklib.Leftovers{Detached: 2, Remaining: 1}); got != want || err != nil {
-		t.Errorf("%+v, %v", got, err)
-	}
-	k.lib.Control("fault Cleanup code=4000")
-	if _, err := k.Cleanup(t.Context(), "vm-7"); !errors.Is(err, vddk.ErrNotFound) {
-		t.Error(err)
-	}
-}
-
 // usage is what this process holds.
 func usage(t *testing.T) (descriptors, goroutines int, heap uint64) {
 	t.Helper()

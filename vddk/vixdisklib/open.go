@@ -7,16 +7,9 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/vmkeep/vmkeep/vddk"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib/internal/wire"
-)
-
-// How long a helper may take to let go: when all went well, and when somebody has stopped waiting.
-const (
-	farewell      = 30 * time.Second
-	shortFarewell = 5 * time.Second
 )
 
 const flagReadOnly = 4 // of the library's Open
@@ -44,36 +37,39 @@ func (t *Transport) open(ctx context.Context, s *shared, spec vddk.Spec) (*disk,
 	}
 	d, err := t.openIn(ctx, s, spec)
 	if err != nil && s.p != nil && s.p.users == 0 {
-		grace := farewell
-		if ctx.Err() != nil {
-			grace = shortFarewell
-		}
 		p := s.p
 		s.p = nil
-		return nil, errors.Join(err, p.end(grace))
+		return nil, errors.Join(err, t.part(ctx, p))
 	}
 	return d, err
 }
 
 // connect starts a helper and has it connect.
-func (t *Transport) connect(ctx context.Context, spec vddk.Spec) (*process, error) {
-	p, to, err := t.start(ctx, spec.VM)
+func (t *Transport) connect(ctx context.Context, spec vddk.Spec) (_ *process, err error) {
+	modes := t.modes(spec.Encrypted)
+	var use *attaching
+	if slices.Contains(modes, "hotadd") {
+		if use, err = t.attach(ctx, spec.VM); err != nil {
+			return nil, err
+		}
+	}
+	p, to, err := t.start(ctx, spec.VM, use)
 	if err != nil {
+		use.settle(nil) // nothing is open
 		return nil, err
 	}
-	to.Snapshot, to.ReadOnly, to.Modes = spec.Snapshot, !spec.Write, strings.Join(t.modes(spec.Encrypted), ":")
+	p.to = to
+	to.Snapshot, to.ReadOnly, to.Modes = spec.Snapshot, !spec.Write, strings.Join(modes, ":")
 	if _, err := p.call(ctx, wire.Connect, wire.Encode(to), t.timeouts().Open); err != nil {
-		grace := farewell
-		if ctx.Err() != nil {
-			grace = shortFarewell
-		}
-		return nil, errors.Join(err, p.end(grace))
+		err = errors.Join(err, p.end(t.grace(ctx)))
+		use.settle(nil)
+		return nil, err
 	}
 	return p, nil
 }
 
-// start asks for credentials and starts a helper that has loaded the library.
-func (t *Transport) start(ctx context.Context, vm string) (*process, wire.Connection, error) {
+// start asks for credentials and starts a helper that has loaded the library. use is what it may attach, if anything.
+func (t *Transport) start(ctx context.Context, vm string, use *attaching) (*process, wire.Connection, error) {
 	for _, m := range t.modes(false) {
 		if !slices.Contains([]string{"nbdssl", "nbd", "hotadd", "san", "file"}, m) {
 			return nil, wire.Connection{}, fmt.Errorf("the library has no mode %q: give some of nbdssl, nbd, hotadd, san, file: %w", m, vddk.ErrUnsupported)
@@ -91,7 +87,7 @@ func (t *Transport) start(ctx context.Context, vm string) (*process, wire.Connec
 			return nil, wire.Connection{}, errors.New("credentials have a zero byte, which the library cannot be given")
 		}
 	}
-	p, err := t.launch(ctx, newRedactor(c.Password, c.Cookie, c.Thumbprint))
+	p, err := t.launch(ctx, newRedactor(c.Password, c.Cookie, c.Thumbprint), use)
 	return p, wire.Connection{Server: c.Server, Port: uint32(c.Port), User: c.User, Password: c.Password, Cookie: c.Cookie, Thumbprint: c.Thumbprint, VM: vm}, err
 }
 
@@ -151,7 +147,7 @@ func (t *Transport) closeIn(s *shared, d *disk) error {
 	if p == s.p {
 		s.p = nil
 	}
-	return errors.Join(err, p.end(farewell))
+	return errors.Join(err, t.part(context.Background(), p))
 }
 
 // leave closes d, if it is not nil, and takes the user of a helper away.

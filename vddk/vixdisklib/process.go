@@ -28,6 +28,8 @@ type process struct {
 	log    func(Level, string)
 	loaded wire.Loaded
 	users  int // disks; under the turn of the shared it belongs to
+	to     wire.Connection
+	use    *attaching // nil: it attaches nothing
 
 	out wire.Writer // to socket
 

@@ -51,6 +51,7 @@ type Timeouts struct {
 	Start    time.Duration // to load and initialise: 2 minutes
 	Open     time.Duration // to connect, open, close, prepare, clean up: 10 minutes
 	Transfer time.Duration // without any transfer of a call ending: 10 minutes
+	End      time.Duration // to give everything back, once that was asked for or this process is gone: 30 seconds
 }
 
 // Transport opens disks through the library. A Transport is used by its address; its fields do not change in use.
@@ -64,8 +65,13 @@ type Transport struct {
 	Settings    map[string]string                          // of the library's configuration, for example vixDiskLib.nfcAio.Session.BufCount
 	Timeouts    Timeouts                                   //
 	Log         func(level Level, text string)             // what the library logs, without secrets; nil: nobody listens. Called from one goroutine per helper
-	mu          sync.Mutex
-	helpers     map[helperKey]*shared
+	// Announce is called before a connection is made through which the library may attach disks of a machine to this
+	// one; what it returns is called when they are detached again, or with the reason why some may be left, which
+	// [Transport.Cleanup] can be tried for later. nil: nobody keeps account.
+	Announce func(ctx context.Context, vm string) (settled func(left error), err error)
+
+	mu      sync.Mutex
+	helpers map[helperKey]*shared
 }
 
 // helperKey says which disks share a helper.
@@ -106,7 +112,15 @@ func or(d, otherwise time.Duration) time.Duration {
 }
 
 func (t *Transport) timeouts() Timeouts {
-	return Timeouts{or(t.Timeouts.Start, 2*time.Minute), or(t.Timeouts.Open, 10*time.Minute), or(t.Timeouts.Transfer, 10*time.Minute)}
+	return Timeouts{or(t.Timeouts.Start, 2*time.Minute), or(t.Timeouts.Open, 10*time.Minute), or(t.Timeouts.Transfer, 10*time.Minute), or(t.Timeouts.End, 30*time.Second)}
+}
+
+// grace is how long a helper may take to let go: less when somebody has stopped waiting.
+func (t *Transport) grace(ctx context.Context) time.Duration {
+	if ctx.Err() != nil {
+		return min(5*time.Second, t.timeouts().End)
+	}
+	return t.timeouts().End
 }
 
 // helperProgram finds the helper.

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -20,9 +21,6 @@ import (
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib/internal/library"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib/internal/wire"
 )
-
-// grace is how long the library may take to let go of everything once the client is gone.
-const grace = 30 * time.Second
 
 // mainQueue is how many requests may wait for the main thread, so that a long one does not hold up transfers, which come
 // after them through the same socket: of each disk number an opening and, when nobody waits for it any more, a closing;
@@ -36,6 +34,7 @@ type server struct {
 	memory []byte
 	main   chan func() // work for the main thread
 
+	grace     atomic.Int64 // nanoseconds that the library may take to let go of everything once the client is gone
 	lib       *library.Library
 	conn      library.Connection
 	connected bool
@@ -56,8 +55,8 @@ func Main() error {
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core files: %w", err)
 	}
-	for _, fd := range []int{wire.SocketFile, wire.MemoryFile} {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil {
+	for _, fd := range []int{wire.SocketFile, wire.MemoryFile, wire.LockFile} {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, unix.FD_CLOEXEC); err != nil && fd != wire.LockFile {
 			return errors.New("this program is started by vmkeep-plugin, not by hand: it has no client")
 		}
 	}
@@ -71,13 +70,17 @@ func Main() error {
 	s := &server{socket: os.NewFile(wire.SocketFile, "client"), memory: memory, main: make(chan func(), mainQueue), prepared: map[string]*library.Params{}}
 	s.out.W = s.socket
 	ended := make(chan error, 1)
-	go func() { ended <- s.listen() }()
+	go func() {
+		err := s.listen()
+		// Also when the main thread is in a call that does not return, and nobody is left to kill this process.
+		time.AfterFunc(time.Duration(s.grace.Load()), func() { os.Exit(4) })
+		ended <- err
+	}()
 	for {
 		select {
 		case f := <-s.main:
 			f()
 		case err := <-ended:
-			time.AfterFunc(grace, func() { os.Exit(4) }) // also when nobody is left to kill this process
 			return errors.Join(err, s.end())
 		}
 	}
@@ -194,6 +197,7 @@ func (s *server) init(l wire.Library) (any, error) {
 	if s.lib != nil {
 		return nil, errors.New("the library is loaded already")
 	}
+	s.grace.Store(int64(l.Grace))
 	lib, err := library.Load(l.Dir, s.hear)
 	if err != nil {
 		return nil, err
@@ -251,13 +255,28 @@ func (s *server) endAccess(c wire.Connection) (any, error) {
 }
 
 func (s *server) cleanup(c wire.Connection) (any, error) {
+	if s.disks != [wire.Disks]*disk{} { // only this thread changes it
+		return nil, errors.New("disks are open")
+	}
 	p, err := s.newParams(c)
 	if err != nil {
 		return nil, err
 	}
 	s.params = append(s.params, p)
+	if err := s.disconnect(); err != nil {
+		return nil, err
+	}
 	cleaned, remaining, err := s.lib.Cleanup(p)
 	return wire.Leftovers{Cleaned: cleaned, Remaining: remaining}, err
+}
+
+// disconnect ends the connection, if there is one. No disk is open.
+func (s *server) disconnect() error {
+	if !s.connected {
+		return nil
+	}
+	s.connected = false
+	return s.lib.Disconnect(s.conn)
 }
 
 // end gives everything back, in the library's order.
@@ -272,9 +291,7 @@ func (s *server) end() error {
 			errs = append(errs, err)
 		}
 	}
-	if s.connected {
-		errs = append(errs, s.lib.Disconnect(s.conn))
-	}
+	errs = append(errs, s.disconnect())
 	for identity, p := range s.prepared {
 		errs = append(errs, s.lib.EndAccess(p, identity))
 	}

@@ -9,6 +9,7 @@
 //	modes=nbdssl:nbd         transports there are; asking for others only falls back to nbdssl
 //	sector=4096              bytes of a logical sector, as GetInfo of 7.0 and later tells them; else 512
 //	needs-snapshot=1         Open without a snapshot gives code 13
+//	stay-attached=N          so many of the disks that Cleanup should detach stay attached
 //	affinity=1               a handle belongs to the thread that uses it first
 //	keeper=SOCKET            who has the disks, instead of the library's own directory, see [Library.Keep]
 //	chatter=1                threads of the library's own log at start, in many formats
@@ -147,6 +148,10 @@ func (l *Library) Quiet() {
 	l.t.Helper()
 	l.must(os.Remove(filepath.Join(l.Dir, "events")))
 }
+
+// Attached lists what says that a disk is attached to this machine, for hotadd: files in dir, which the library has for
+// its state. What processes that died had attached stays until Cleanup.
+func Attached(dir string) ([]string, error) { return filepath.Glob(filepath.Join(dir, "attached-*")) }
 
 // Event is a call the library saw.
 type Event struct {

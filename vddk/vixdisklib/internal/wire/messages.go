@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"time"
 )
 
 // Library asks to load and initialise the library: body of Init, answered by Loaded.
 type Library struct {
-	Dir    string // of the distribution, as the user gave it
-	Config string // file with settings of the library
+	Dir    string        // of the distribution, as the user gave it
+	Config string        // file with settings of the library
+	Grace  time.Duration // how long it may take to let go of everything once the client is gone
 }
 
 // Loaded describes the library.

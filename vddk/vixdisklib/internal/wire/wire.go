@@ -81,6 +81,7 @@ const (
 	PieceBytes = 1 << 20  // largest request; hosts run out of NFC memory above 2 MiB
 	MemoryFile = 4        // descriptor of the memory in the helper
 	SocketFile = 3        // descriptor of the socket in the helper
+	LockFile   = 5        // descriptor of the lock on the machine, where its disks may be attached
 	SectorSize = 512      // bytes
 	ChunkSize  = 64 << 10 // bytes, the smallest unit QueryAllocatedBlocks takes (128 sectors)
 	MaxChunks  = 256 << 10

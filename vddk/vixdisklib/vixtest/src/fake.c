@@ -1,6 +1,7 @@
 /* A libvixDiskLib that serves files as disks, keeps the real one's rules by ending the process, and fails as the
  * control file says. Compiled with -DMAJOR=6..9 (soname) and -DMINOR (6 only: 5 or 7). */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -28,7 +29,9 @@ struct Conn {
 struct Disk {
 	struct Conn *conn;
 	int fd, flags, tid;
-	int kept; /* connection to the keeper of the disk; -1: none */
+	int kept;     /* connection to the keeper of the disk; -1: none */
+	int attached; /* what says that it is attached, locked; -1: it is not */
+	char mark[4096];
 	uint64_t sectors;
 	atomic_int inside;  /* threads in calls on this handle */
 	atomic_int kind;    /* 0, 'S'ync or 'A'sync transfers */
@@ -49,6 +52,52 @@ static void inProcess(const char *call) {
 
 static void need(const void *p, const char *what) {
 	if (!p) broken(what);
+}
+
+/* -- disks that are attached to this machine, for hotadd ---------------------------------------------------------- */
+
+/* A file "attached-MACHINE-..." in tmpDirectory says so; it is locked while the disk is open, and stays when a process dies. */
+static char state[2048];
+
+static void find_state(const char *config) {
+	char line[2100];
+	FILE *f = config ? fopen(config, "re") : NULL;
+	while (f && fgets(line, sizeof line, f)) sscanf(line, "tmpDirectory=%2047[^\n]", state);
+	if (f) fclose(f);
+}
+
+static const char *machine(const ConnectParams *p) { return strncmp(p->vmxSpec, "moref=", 6) ? p->vmxSpec : p->vmxSpec + 6; }
+
+static int attach(const ConnectParams *p, char *mark, size_t size) {
+	static int last; /* Open is called by one thread */
+	snprintf(mark, size, "%s/attached-%s-%d-%d", state, machine(p), getpid(), last++);
+	int fd = open(mark, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (fd >= 0) flock(fd, LOCK_EX);
+	return fd;
+}
+
+static void detach_all(const ConnectParams *p, uint32_t *cleaned, uint32_t *remaining) {
+	char prefix[512], keep[16];
+	snprintf(prefix, sizeof prefix, "attached-%s-", machine(p));
+	uint32_t stay = setting("stay-attached", keep, sizeof keep) ? atoi(keep) : 0;
+	DIR *d = opendir(state);
+	struct dirent *e;
+	while (d && (e = readdir(d))) {
+		char path[4096];
+		if (strncmp(e->d_name, prefix, strlen(prefix))) continue;
+		if (*remaining < stay) {
+			++*remaining;
+			continue;
+		}
+		snprintf(path, sizeof path, "%s/%s", state, e->d_name);
+		int fd = open(path, O_WRONLY | O_CLOEXEC);
+		if (fd < 0) continue; /* closed meanwhile */
+		if (flock(fd, LOCK_EX | LOCK_NB)) broken("Cleanup of a machine whose disks are in use");
+		unlink(path);
+		close(fd);
+		++*cleaned;
+	}
+	if (d) closedir(d);
 }
 
 /* -- queue of asynchronous transfers ------------------------------------------------------------------------------- */
@@ -191,6 +240,7 @@ VixError VixDiskLib_InitEx(uint32_t major, uint32_t minor, LogFn *log, LogFn *wa
 	}
 	if (config && access(config, R_OK)) return INVALID_ARG;
 	initialised = 1, process = getpid(), mainTid = here();
+	find_state(config);
 	event("InitEx", config ? config : "");
 	Fault f = fault("InitEx", 0, 1);
 	VixError e = act(&f);
@@ -369,9 +419,13 @@ VixError VixDiskLib_EndAccess(ConnectParams *p, const char *identity) { return a
 VixError VixDiskLib_Cleanup(ConnectParams *p, uint32_t *cleaned, uint32_t *remaining) {
 	inProcess("Cleanup");
 	readParams(p, 0);
+	if (here() != mainTid) broken("Cleanup on another thread than InitEx");
+	if (connections) broken("Cleanup before Disconnect");
 	Fault f = fault("Cleanup", 0, 1);
-	*cleaned = 2, *remaining = 1;
-	return act(&f);
+	VixError e = act(&f);
+	*cleaned = *remaining = 0;
+	if (!e) detach_all(p, cleaned, remaining);
+	return e;
 }
 
 /* -- disks --------------------------------------------------------------------------------------------------------- */
@@ -423,7 +477,8 @@ VixError VixDiskLib_Open(Connection c, const char *path, uint32_t flags, Handle 
 		if (kept >= 0) close(kept);
 	} else {
 		Handle d = calloc(1, sizeof *d);
-		d->conn = c, d->fd = fd, d->kept = kept, d->flags = flags, d->sectors = st.st_size / 512;
+		d->conn = c, d->fd = fd, d->kept = kept, d->flags = flags, d->sectors = st.st_size / 512, d->attached = -1;
+		if (*state && !strcmp(c->mode, "hotadd")) d->attached = attach(c->params, d->mark, sizeof d->mark);
 		pthread_mutex_init(&d->mu, NULL);
 		pthread_cond_init(&d->idle, NULL);
 		opens++;
@@ -448,6 +503,10 @@ VixError VixDiskLib_Close(Handle d) {
 	if (pending) broken("Close with transfers in flight");
 	close(d->fd);
 	if (d->kept >= 0) close(d->kept);
+	if (d->attached >= 0) {
+		unlink(d->mark);
+		close(d->attached);
+	}
 	pthread_mutex_destroy(&d->mu);
 	pthread_cond_destroy(&d->idle);
 	free(d);
