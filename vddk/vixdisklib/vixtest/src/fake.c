@@ -161,8 +161,8 @@ static void *serve(void *unused) {
 }
 
 static void enter(Handle d, const char *call) {
-	inProcess(call);
 	if (atomic_fetch_add(&d->inside, 1)) broken("two threads in one handle");
+	inProcess(call); /* after it: whoever sees the event finds the thread inside */
 	char v[8];
 	if (setting("affinity", v, sizeof v)) {
 		if (!d->tid) d->tid = here();

@@ -118,6 +118,7 @@ void say(LogFn *fn, const char *fmt, ...) {
 }
 
 void broken(const char *rule) {
+	find_root(); /* nobody may have done so yet */
 	event("broken", rule);
 	say(panic_fn, "%s", rule);
 	abort();
