@@ -10,6 +10,9 @@ type Config struct {
 	Transports []string // nbdssl, nbd, hotadd, vddk...; empty: what Info lists
 	VDDKDir    string   // root of VMware's library, where the user has it
 	Limits     Limits
+
+	DiskCompression string            // of disks' bytes on their way from and to a host, over NFC and by VMware's library: auto, none, zlib, fastlz, skipz; empty: auto
+	VDDKSettings    map[string]string // of VMware's library: vixDiskLib.nfcAio.Session.BufCount, ...
 }
 
 // VSphere is a vCenter or an ESXi host.

@@ -104,6 +104,8 @@ func settings() []setting {
 			return nil
 		}},
 		{key: "vddk-dir", flag: "vddk", doc: "root of VMware's Virtual Disk Development Kit", set: text(func(o *options) *string { return &o.VDDKDir })},
+		{key: "vddk-settings", kind: pairs, doc: "settings of VMware's library: vixDiskLib.nfcAio.Session.BufCount=4, ...", set: table(func(o *options) *map[string]string { return &o.VDDKSettings })},
+		{key: "disk-compression", flag: "disk-compression", doc: "of disks on their way from and to a host: auto, none, zlib, fastlz, skipz", set: text(func(o *options) *string { return &o.DiskCompression })},
 		{key: "limits.machines", doc: "machines backed up at once", set: number(func(o *options) *int { return &o.Limits.Machines })},
 		{key: "limits.machines-per-host", doc: "of these on one ESXi host", set: number(func(o *options) *int { return &o.Limits.MachinesPerHost })},
 		{key: "limits.machines-per-datastore", doc: "of these on one datastore", set: number(func(o *options) *int { return &o.Limits.MachinesPerDatastore })},

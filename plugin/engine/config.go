@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"github.com/vmkeep/vmkeep/plugin"
+	"github.com/vmkeep/vmkeep/vddk/nfc"
+	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
 )
 
 // defaultTransports is the order in which ways to a disk are tried: encrypted network first, plain network last.
@@ -59,6 +61,8 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "stateDir", Type: "string", Doc: "journal of what is done to vSphere", Default: "the user's state directory"},
 		{Path: "transports", Type: "list", Doc: "ways to reach disks, in order: " + strings.Join(knownTransports(), ", "), Default: strings.Join(defaultTransports(), ", ")},
 		{Path: "vddkDir", Type: "string", Doc: "root of VMware's Virtual Disk Development Kit, for the transport vddk"},
+		{Path: "vddkSettings", Type: "map", Doc: "settings of VMware's library, for example vixDiskLib.nfcAio.Session.BufCount"},
+		{Path: "diskCompression", Type: "string", Doc: "of disks on their way from and to a host, over NFC and by VMware's library: auto (over NFC by measurement, by the library none), none, zlib, fastlz or skipz", Default: "auto"},
 		{Path: "limits.machines", Type: "integer", Doc: "machines backed up at once", Default: "4"},
 		{Path: "limits.machinesPerHost", Type: "integer", Doc: "machines backed up at once on one ESXi host", Default: "2"},
 		{Path: "limits.machinesPerDatastore", Type: "integer", Doc: "machines backed up at once on one datastore", Default: "4"},
@@ -102,6 +106,12 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 		if _, ok := chunkingNamed(name); !ok {
 			bad("repository.chunking", fmt.Sprintf("unknown chunking %q", name), "use "+chunkingNames())
 		}
+	}
+	if _, err := diskCompression(c); err != nil {
+		bad("diskCompression", err.Error(), "use auto, none, zlib, fastlz or skipz")
+	}
+	if err := vixdisklib.CheckSettings(c.VDDKSettings); err != nil {
+		bad("vddkSettings", err.Error(), "write each as VMware's guide does: vixDiskLib.nfcAio.Session.BufCount=4")
 	}
 	if p := c.Repository.PackSize; p != 0 && (p < 4 || p > 128) {
 		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), "use 4 to 128")
@@ -148,6 +158,27 @@ func noRepositoryIn(c plugin.Config) *plugin.Error {
 		return &plugin.Error{Code: plugin.CodeNotConfigured, Object: "repository.password", Summary: "the repository has no password", Remedy: "set repository.password, RESTIC_PASSWORD or RESTIC_PASSWORD_FILE"}
 	}
 	return nil
+}
+
+// diskCompression is how disks' bytes are packed on the wire.
+func diskCompression(c plugin.Config) (nfc.Compression, error) {
+	if c.DiskCompression == "" {
+		return nfc.Auto, nil
+	}
+	return nfc.ParseCompression(c.DiskCompression)
+}
+
+// libraryCompression is the same for VMware's library, which does not measure.
+func libraryCompression(c nfc.Compression) vixdisklib.Compression {
+	switch c {
+	case nfc.Zlib:
+		return vixdisklib.Zlib
+	case nfc.FastLZ:
+		return vixdisklib.FastLZ
+	case nfc.Skipz:
+		return vixdisklib.Skipz
+	}
+	return vixdisklib.Uncompressed
 }
 
 // stateDir is where the journal lies.

@@ -15,9 +15,12 @@ func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
 	var out []plugin.Finding
 	err := e.operate(ctx, "doctor", nil, func(ctx context.Context, op *operation) error {
 		out = append(out, op.examineRepository(ctx))
+		var library int // its version
 		if dir := op.conn.cfg.VDDKDir; dir != "" {
-			for _, f := range vixdisklib.Examine(ctx, dir, "") {
-				out = append(out, plugin.Finding{Name: "VMware's library: " + f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
+			var found []vixdisklib.Finding
+			found, library = vixdisklib.Examine(ctx, dir, "")
+			for _, f := range found {
+				out = append(out, ofLibrary(f))
 			}
 		}
 		journal, err := op.conn.openJournal()
@@ -35,12 +38,19 @@ func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
 		}
 		about := vc.About()
 		out = append(out, plugin.Finding{Name: "vSphere session", OK: true, Detail: about.Product + " at " + about.URL})
+		if library > 0 {
+			out = append(out, ofLibrary(vixdisklib.Fits(library, about.Version)))
+		}
 		for _, f := range vc.Doctor(ctx, journal) {
 			out = append(out, plugin.Finding{Name: f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
 		}
 		return context.Cause(ctx)
 	})
 	return out, err
+}
+
+func ofLibrary(f vixdisklib.Finding) plugin.Finding {
+	return plugin.Finding{Name: "VMware's library: " + f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy}
 }
 
 // failed is a finding made of an error.

@@ -86,6 +86,7 @@ func exceptions() map[string]exception {
 		"TestEncryptedDiskNeedsItsPrivilege":           {clear, encrypted},
 		"TestEncryptedMachineIsRestoredInClear":        {clear, encrypted},
 		"TestStateOfTheLibraryIsBesideTheJournals":     {notLibrary, library},
+		"TestLibraryIsSetUpAsConfigured":               {notLibrary, library},
 		"TestDisksOfAMachineShareAHelper":              {notLibrary, library},
 		"TestWhatAKilledLibraryLeftAttachedIsDetached": {notLibrary, library},
 		"TestWhatTheLibraryDoesNotDetachIsTold":        {notLibrary, library},

@@ -47,11 +47,15 @@ func (c *connections) transports(vc *vsphere.Client) ([]vddk.Transport, error) {
 		}
 		return nfc.Ticket{Host: t.Host, Port: t.Port, Thumbprint: t.Thumbprint, Certificate: t.Certificate, Service: t.Service, SessionID: t.SessionID}, nil
 	}
+	compression, err := diskCompression(c.cfg)
+	if err != nil {
+		return nil, err
+	}
 	var out []vddk.Transport
 	for _, name := range chosenTransports(c.cfg) {
 		switch kind, modes, _ := strings.Cut(name, ":"); kind {
 		case "nbdssl", "nbd":
-			out = append(out, &nfc.Transport{Mode: nfc.Mode(name), Ticket: tickets, Limiter: &c.nfc})
+			out = append(out, &nfc.Transport{Mode: nfc.Mode(name), Ticket: tickets, Limiter: &c.nfc, Options: nfc.Options{Compression: compression}})
 		case "hotadd":
 			out = append(out, c.hotadd(vc))
 		case "vddk":
@@ -73,8 +77,9 @@ func (c *connections) library(vc *vsphere.Client, modes, dir string) *vixdisklib
 		if modes != "" {
 			want = strings.Split(modes, "+")
 		}
+		compression, _ := diskCompression(c.cfg) // it was validated
 		t = &vixdisklib.Transport{
-			Dir: c.cfg.VDDKDir, Modes: want, TempDir: dir,
+			Dir: c.cfg.VDDKDir, Modes: want, TempDir: dir, Compression: libraryCompression(compression), Settings: c.cfg.VDDKSettings,
 			Credentials: func(context.Context) (vixdisklib.Credentials, error) { return c.libraryLogin(vc) },
 			Log:         func(_ vixdisklib.Level, text string) { c.log.Debug("VMware's library", "text", text) },
 			Announce:    func(_ context.Context, vm string) (func(error), error) { return c.announceLibrary(vc, vm) },

@@ -1,6 +1,7 @@
 package engine_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,53 @@ func TestOddTransportsAreRefused(t *testing.T) {
 		if err := r.Configure(t.Context(), c); plugin.CodeOf(err) != plugin.CodeInvalid {
 			t.Errorf("transports %q: %v", bad, err)
 		}
+	}
+	for name, change := range map[string]func(*plugin.Config){
+		"compression": func(c *plugin.Config) { c.DiskCompression = "quick" },
+		"setting":     func(c *plugin.Config) { c.VDDKSettings = map[string]string{"a b": "c"} },
+	} {
+		c := r.config
+		change(&c)
+		if err := r.Configure(t.Context(), c); plugin.CodeOf(err) != plugin.CodeInvalid {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestDisksAreCompressedOnTheWireAsConfigured(t *testing.T) {
+	r := newRig(t, oneDisk())
+	r.guest("db", bigKey, bytes.Repeat([]byte("all work and no play "), 50000)[:1<<20], 0)
+	c := r.config
+	c.DiskCompression, c.Transports = "zlib", []string{"nbdssl"}
+	r.must(r.Configure(t.Context(), c))
+	if res := r.tryBackup("db", nil); res.Err != nil {
+		r.must(res.Err)
+	}
+	if s := r.lab.NFC().Stats(); s.ReadBytes == 0 || s.WireBytes > s.ReadBytes/4 {
+		t.Errorf("%d bytes were sent for %d", s.WireBytes, s.ReadBytes)
+	}
+}
+
+// The settings of VMware's library reach it, and whether it is for this vSphere is told.
+func TestLibraryIsSetUpAsConfigured(t *testing.T) {
+	r := newRig(t, oneDisk())
+	c := r.config
+	c.VDDKSettings = map[string]string{"vixDiskLib.nfcAio.Session.BufCount": "4"}
+	r.must(r.Configure(t.Context(), c))
+	r.backup("db", nil)
+	found, err := filepath.Glob(filepath.Join(r.config.StateDir, "vddk", "vixdisklib-*.conf"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("the configurations of the library are %q: %v", found, err)
+	}
+	if b, err := os.ReadFile(found[0]); err != nil || !strings.Contains(string(b), "\nvixDiskLib.nfcAio.Session.BufCount=4\n") {
+		t.Errorf("the configuration is %q: %v", b, err)
+	}
+	findings, err := r.Doctor(t.Context())
+	r.must(err)
+	if !slices.ContainsFunc(findings, func(f plugin.Finding) bool {
+		return f.Name == "VMware's library: vSphere" && f.OK && strings.Contains(f.Detail, "version 8 for vSphere ")
+	}) {
+		t.Errorf("the doctor does not compare the library with vSphere: %+v", findings)
 	}
 }
 

@@ -23,8 +23,8 @@ type Finding struct {
 
 // Examine looks at the distribution in dir, at what the library needs of this machine, and loads it in a helper
 // process (program; empty: as for [Transport.Helper]). It logs in nowhere. Findings come in the order in which they
-// should be mended.
-func Examine(ctx context.Context, dir, program string) []Finding {
+// should be mended. major is the version that was loaded, for [Fits]; 0: none was.
+func Examine(ctx context.Context, dir, program string) (found []Finding, major int) {
 	t := &Transport{Dir: dir, Helper: program}
 	platform := Finding{Name: "platform", OK: runtime.GOOS == "linux" && runtime.GOARCH == "amd64", Detail: runtime.GOOS + "/" + runtime.GOARCH}
 	if !platform.OK {
@@ -39,14 +39,34 @@ func Examine(ctx context.Context, dir, program string) []Finding {
 		examinePath("SCSI disks of this machine", "/sys/class/scsi_disk", "load the kernel module sd_mod, and give a container this machine's /sys: the library ends its process without"),
 		examinePath("table of mounts", "/etc/mtab", "link it: ln -s /proc/self/mounts /etc/mtab; the library ends its process without"))
 	if helper, err := t.helperProgram(); err != nil {
-		return append(out, Finding{Name: "helper program", Detail: err.Error(), Remedy: "install vmkeep-vddk beside vmkeep-plugin"})
+		return append(out, Finding{Name: "helper program", Detail: err.Error(), Remedy: "install vmkeep-vddk beside vmkeep-plugin"}), 0
 	} else {
 		out = append(out, examinePath("helper program", helper, "install vmkeep-vddk beside vmkeep-plugin"))
 	}
 	if platform.OK && layout.OK {
-		out = append(out, t.examineLoading(ctx)...)
+		loading, major := t.examineLoading(ctx)
+		return append(out, loading...), major
 	}
-	return out
+	return out, 0
+}
+
+// Fits judges whether a library of a major version is for a vSphere of a version, for example "8.0.3": VMware supports the
+// two versions before its own, 6.5 and 6.7 counting apart, and the one after it (VDDK release notes, "Compatibility").
+func Fits(major int, vsphere string) Finding {
+	f := Finding{Name: "vSphere", OK: true, Detail: fmt.Sprintf("version %d for vSphere %s", major, vsphere)}
+	var of, minor int
+	if _, err := fmt.Sscanf(vsphere, "%d.%d", &of, &minor); err != nil {
+		f.Detail += ": whether it fits is not known"
+		return f
+	}
+	oldest := map[int]int{6: 600, 7: 605, 8: 607, 9: 700}[major] // hundreds are the major version
+	switch at := of*100 + minor; {
+	case at < oldest:
+		f.OK, f.Remedy = false, fmt.Sprintf("take an older VDDK: this one is for vSphere %d.%d and later, and fails at the first read or earlier", oldest/100, oldest%100)
+	case of > major+1:
+		f.OK, f.Remedy = false, fmt.Sprintf("take a newer VDDK: this one is for vSphere up to %d", major+1)
+	}
+	return f
 }
 
 func examinePath(name, path, remedy string) Finding {
@@ -142,7 +162,7 @@ func examinePlugin(file string) Finding {
 }
 
 // examineLoading loads and initialises the library where it can do no harm.
-func (t *Transport) examineLoading(ctx context.Context) []Finding {
+func (t *Transport) examineLoading(ctx context.Context) (found []Finding, major int) {
 	loading := Finding{Name: "loading", Remedy: "see the library's words above; a version older than 6.7 may not load on this system, take a newer one"}
 	var said []string
 	t.Log = func(level Level, text string) {
@@ -153,7 +173,7 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	temp, err := os.MkdirTemp("", "vmkeep-vddk")
 	if err != nil {
 		loading.Detail, loading.Remedy = err.Error(), "make room for temporary files"
-		return []Finding{loading}
+		return []Finding{loading}, 0
 	}
 	defer os.RemoveAll(temp) // the library keeps nothing there that outlives this
 	t.TempDir = temp
@@ -161,7 +181,7 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	if err != nil {
 		// launch waited for the process: nothing is said any more.
 		loading.Detail = strings.Join(append([]string{err.Error()}, said...), "; ")
-		return []Finding{loading}
+		return []Finding{loading}, 0
 	}
 	modes := Finding{Name: "modes", OK: true, Detail: strings.ReplaceAll(p.loaded.Modes, ":", ", ")}
 	if !strings.Contains(p.loaded.Modes, "nbd") {
@@ -175,5 +195,5 @@ func (t *Transport) examineLoading(ctx context.Context) []Finding {
 	if err := p.end(t.grace(ctx)); err != nil {
 		loading.OK, loading.Detail, loading.Remedy = false, err.Error(), "the library does not end in order: take another version"
 	}
-	return []Finding{loading, modes}
+	return []Finding{loading, modes}, p.loaded.Major
 }

@@ -158,12 +158,11 @@ func (t *Transport) writeConfig(temp string) (string, error) {
 	settings := map[string]string{"tmpDirectory": temp}
 	maps.Copy(settings, t.Settings)
 	var b strings.Builder
+	if err := CheckSettings(settings); err != nil {
+		return "", err
+	}
 	for _, k := range slices.Sorted(maps.Keys(settings)) {
-		v := settings[k]
-		if k == "" || strings.ContainsAny(k, "=\n\r\" ") || strings.ContainsAny(v, "\n\r\"") {
-			return "", fmt.Errorf("setting %q of VMware's library has characters its file cannot hold", k)
-		}
-		fmt.Fprintf(&b, "%s=%s\n", k, v)
+		fmt.Fprintf(&b, "%s=%s\n", k, settings[k])
 	}
 	sum := sha256.Sum256([]byte(b.String()))
 	name := filepath.Join(temp, fmt.Sprintf("vixdisklib-%x.conf", sum[:8]))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -141,6 +142,33 @@ func TestSettingsReachTheLibrary(t *testing.T) {
 		}
 	}
 	t.Error("the library was not initialised")
+}
+
+func TestCompressionReachesTheLibrary(t *testing.T) {
+	for compression, flags := range map[vixdisklib.Compression]string{vixdisklib.Uncompressed: "4", vixdisklib.Zlib: "20", vixdisklib.FastLZ: "36", vixdisklib.Skipz: "68"} {
+		k := newKit(t, newest())
+		k.Compression = compression
+		spec, _ := k.disk(1 << 20)
+		k.open(spec)
+		if !slices.ContainsFunc(k.lib.Events(), func(e vixtest.Event) bool { return e.Call == "Opened" && e.Detail == flags }) {
+			t.Errorf("a disk is not opened for reading with flags %s", flags)
+		}
+	}
+}
+
+func TestLibraryFitsVSphere(t *testing.T) {
+	for _, c := range []struct {
+		major   int
+		vsphere string
+		ok      bool
+	}{
+		{6, "5.5.0", false}, {6, "6.0.0", true}, {6, "7.0.3", true}, {6, "8.0.0", false}, {7, "6.0.0", false}, {7, "6.5.0", true}, {7, "8.0.3", true}, {7, "9.0.0", false},
+		{8, "6.5.0", false}, {8, "6.7.0", true}, {8, "9.0.0", true}, {9, "6.7.0", false}, {9, "7.0.0", true}, {9, "10.0", true}, {9, "11.0", false}, {8, "tomorrow's", true},
+	} {
+		if f := vixdisklib.Fits(c.major, c.vsphere); f.OK != c.ok || f.OK != (f.Remedy == "") {
+			t.Errorf("%d for %s: %+v", c.major, c.vsphere, f)
+		}
+	}
 }
 
 func TestAccess(t *testing.T) {
@@ -313,7 +341,10 @@ func TestExamineTellsWhatIsMissing(t *testing.T) {
 	for _, v := range vixtest.Variants() {
 		k := newKit(t, v)
 		plugin(k)
-		all := vixdisklib.Examine(ctx, k.Dir, k.Helper)
+		all, major := vixdisklib.Examine(ctx, k.Dir, k.Helper)
+		if major != v.Major {
+			t.Errorf("%s is examined as version %d", v, major)
+		}
 		for _, name := range []string{"directory", "libraries it needs", "advanced transports", "helper program", "loading", "modes"} {
 			if f := find(t, all, name); !f.OK {
 				t.Errorf("%s: %+v", v, f)
@@ -349,7 +380,8 @@ func TestExamineTellsWhatIsMissing(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if f := find(t, vixdisklib.Examine(ctx, dir, k.Helper), c.finding); f.OK || !strings.Contains(f.Remedy, c.wants) {
+			all, _ := vixdisklib.Examine(ctx, dir, k.Helper)
+			if f := find(t, all, c.finding); f.OK || !strings.Contains(f.Remedy, c.wants) {
 				t.Errorf("%+v", f)
 			}
 		})

@@ -88,6 +88,16 @@ type shared struct {
 	free  []uint32      // disk numbers not in use, under turn
 }
 
+// CheckSettings reports whether the library's configuration can hold settings. Which there are, the library knows.
+func CheckSettings(settings map[string]string) error {
+	for k, v := range settings {
+		if k == "" || strings.ContainsAny(k, "=\n\r\" ") || strings.ContainsAny(v, "\n\r\"") {
+			return fmt.Errorf("setting %q of VMware's library has characters its file cannot hold", k)
+		}
+	}
+	return nil
+}
+
 // Name is "vddk": which of the library's modes serves a disk, the disk itself tells.
 func (t *Transport) Name() string { return "vddk" }
 

@@ -24,15 +24,17 @@ const (
 
 // Config says where machines and repository are and how they may be used. Secrets cross here and nowhere else.
 type Config struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vsphere       *VSphere               `protobuf:"bytes,1,opt,name=vsphere,proto3" json:"vsphere,omitempty"`
-	Repository    *RepositoryConfig      `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
-	StateDir      string                 `protobuf:"bytes,3,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"` // journal of side effects and per-machine notes; empty: the user's state directory
-	Transports    []string               `protobuf:"bytes,4,rep,name=transports,proto3" json:"transports,omitempty"`             // nbdssl, nbd, hotadd, vddk...; empty: what Info lists
-	VddkDir       string                 `protobuf:"bytes,5,opt,name=vddk_dir,json=vddkDir,proto3" json:"vddk_dir,omitempty"`    // root of VMware's library, where the user has it
-	Limits        *Limits                `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Vsphere         *VSphere               `protobuf:"bytes,1,opt,name=vsphere,proto3" json:"vsphere,omitempty"`
+	Repository      *RepositoryConfig      `protobuf:"bytes,2,opt,name=repository,proto3" json:"repository,omitempty"`
+	StateDir        string                 `protobuf:"bytes,3,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"` // journal of side effects and per-machine notes; empty: the user's state directory
+	Transports      []string               `protobuf:"bytes,4,rep,name=transports,proto3" json:"transports,omitempty"`             // nbdssl, nbd, hotadd, vddk...; empty: what Info lists
+	VddkDir         string                 `protobuf:"bytes,5,opt,name=vddk_dir,json=vddkDir,proto3" json:"vddk_dir,omitempty"`    // root of VMware's library, where the user has it
+	Limits          *Limits                `protobuf:"bytes,6,opt,name=limits,proto3" json:"limits,omitempty"`
+	DiskCompression string                 `protobuf:"bytes,7,opt,name=disk_compression,json=diskCompression,proto3" json:"disk_compression,omitempty"`                                                                  // of disks' bytes on their way from and to a host, over NFC and by VMware's library: auto, none, zlib, fastlz, skipz; empty: auto
+	VddkSettings    map[string]string      `protobuf:"bytes,8,rep,name=vddk_settings,json=vddkSettings,proto3" json:"vddk_settings,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // of VMware's library: vixDiskLib.nfcAio.Session.BufCount, ...
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Config) Reset() {
@@ -103,6 +105,20 @@ func (x *Config) GetVddkDir() string {
 func (x *Config) GetLimits() *Limits {
 	if x != nil {
 		return x.Limits
+	}
+	return nil
+}
+
+func (x *Config) GetDiskCompression() string {
+	if x != nil {
+		return x.DiskCompression
+	}
+	return ""
+}
+
+func (x *Config) GetVddkSettings() map[string]string {
+	if x != nil {
+		return x.VddkSettings
 	}
 	return nil
 }
@@ -960,7 +976,7 @@ var File_vmkeep_plugin_v1_config_proto protoreflect.FileDescriptor
 
 const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1dvmkeep/plugin/v1/config.proto\x12\x10vmkeep.plugin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dvmkeep/plugin/v1/common.proto\"\x8b\x02\n" +
+	"\x1dvmkeep/plugin/v1/config.proto\x12\x10vmkeep.plugin.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1dvmkeep/plugin/v1/common.proto\"\xc8\x03\n" +
 	"\x06Config\x123\n" +
 	"\avsphere\x18\x01 \x01(\v2\x19.vmkeep.plugin.v1.VSphereR\avsphere\x12B\n" +
 	"\n" +
@@ -971,7 +987,12 @@ const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"transports\x18\x04 \x03(\tR\n" +
 	"transports\x12\x19\n" +
 	"\bvddk_dir\x18\x05 \x01(\tR\avddkDir\x120\n" +
-	"\x06limits\x18\x06 \x01(\v2\x18.vmkeep.plugin.v1.LimitsR\x06limits\"\xaa\x01\n" +
+	"\x06limits\x18\x06 \x01(\v2\x18.vmkeep.plugin.v1.LimitsR\x06limits\x12)\n" +
+	"\x10disk_compression\x18\a \x01(\tR\x0fdiskCompression\x12O\n" +
+	"\rvddk_settings\x18\b \x03(\v2*.vmkeep.plugin.v1.Config.VddkSettingsEntryR\fvddkSettings\x1a?\n" +
+	"\x11VddkSettingsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xaa\x01\n" +
 	"\aVSphere\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1a\n" +
 	"\busername\x18\x02 \x01(\tR\busername\x12\x1a\n" +
@@ -1061,7 +1082,7 @@ func file_vmkeep_plugin_v1_config_proto_rawDescGZIP() []byte {
 	return file_vmkeep_plugin_v1_config_proto_rawDescData
 }
 
-var file_vmkeep_plugin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_vmkeep_plugin_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_vmkeep_plugin_v1_config_proto_goTypes = []any{
 	(*Config)(nil),              // 0: vmkeep.plugin.v1.Config
 	(*VSphere)(nil),             // 1: vmkeep.plugin.v1.VSphere
@@ -1077,33 +1098,35 @@ var file_vmkeep_plugin_v1_config_proto_goTypes = []any{
 	(*ValidateResponse)(nil),    // 11: vmkeep.plugin.v1.ValidateResponse
 	(*ConfigureRequest)(nil),    // 12: vmkeep.plugin.v1.ConfigureRequest
 	(*ConfigureResponse)(nil),   // 13: vmkeep.plugin.v1.ConfigureResponse
-	nil,                         // 14: vmkeep.plugin.v1.RepositoryConfig.EnvironmentEntry
-	nil,                         // 15: vmkeep.plugin.v1.RepositoryConfig.OptionsEntry
-	(*durationpb.Duration)(nil), // 16: google.protobuf.Duration
-	(*Diagnostic)(nil),          // 17: vmkeep.plugin.v1.Diagnostic
+	nil,                         // 14: vmkeep.plugin.v1.Config.VddkSettingsEntry
+	nil,                         // 15: vmkeep.plugin.v1.RepositoryConfig.EnvironmentEntry
+	nil,                         // 16: vmkeep.plugin.v1.RepositoryConfig.OptionsEntry
+	(*durationpb.Duration)(nil), // 17: google.protobuf.Duration
+	(*Diagnostic)(nil),          // 18: vmkeep.plugin.v1.Diagnostic
 }
 var file_vmkeep_plugin_v1_config_proto_depIdxs = []int32{
 	1,  // 0: vmkeep.plugin.v1.Config.vsphere:type_name -> vmkeep.plugin.v1.VSphere
 	2,  // 1: vmkeep.plugin.v1.Config.repository:type_name -> vmkeep.plugin.v1.RepositoryConfig
 	3,  // 2: vmkeep.plugin.v1.Config.limits:type_name -> vmkeep.plugin.v1.Limits
-	14, // 3: vmkeep.plugin.v1.RepositoryConfig.environment:type_name -> vmkeep.plugin.v1.RepositoryConfig.EnvironmentEntry
-	15, // 4: vmkeep.plugin.v1.RepositoryConfig.options:type_name -> vmkeep.plugin.v1.RepositoryConfig.OptionsEntry
-	16, // 5: vmkeep.plugin.v1.RepositoryConfig.lock_wait:type_name -> google.protobuf.Duration
-	16, // 6: vmkeep.plugin.v1.Limits.snapshot_timeout:type_name -> google.protobuf.Duration
-	17, // 7: vmkeep.plugin.v1.InfoResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	7,  // 8: vmkeep.plugin.v1.InfoResponse.info:type_name -> vmkeep.plugin.v1.Info
-	17, // 9: vmkeep.plugin.v1.SchemaResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	4,  // 10: vmkeep.plugin.v1.SchemaResponse.fields:type_name -> vmkeep.plugin.v1.Field
-	0,  // 11: vmkeep.plugin.v1.ValidateRequest.config:type_name -> vmkeep.plugin.v1.Config
-	17, // 12: vmkeep.plugin.v1.ValidateResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	17, // 13: vmkeep.plugin.v1.ValidateResponse.diagnostics:type_name -> vmkeep.plugin.v1.Diagnostic
-	0,  // 14: vmkeep.plugin.v1.ConfigureRequest.config:type_name -> vmkeep.plugin.v1.Config
-	17, // 15: vmkeep.plugin.v1.ConfigureResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	14, // 3: vmkeep.plugin.v1.Config.vddk_settings:type_name -> vmkeep.plugin.v1.Config.VddkSettingsEntry
+	15, // 4: vmkeep.plugin.v1.RepositoryConfig.environment:type_name -> vmkeep.plugin.v1.RepositoryConfig.EnvironmentEntry
+	16, // 5: vmkeep.plugin.v1.RepositoryConfig.options:type_name -> vmkeep.plugin.v1.RepositoryConfig.OptionsEntry
+	17, // 6: vmkeep.plugin.v1.RepositoryConfig.lock_wait:type_name -> google.protobuf.Duration
+	17, // 7: vmkeep.plugin.v1.Limits.snapshot_timeout:type_name -> google.protobuf.Duration
+	18, // 8: vmkeep.plugin.v1.InfoResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	7,  // 9: vmkeep.plugin.v1.InfoResponse.info:type_name -> vmkeep.plugin.v1.Info
+	18, // 10: vmkeep.plugin.v1.SchemaResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	4,  // 11: vmkeep.plugin.v1.SchemaResponse.fields:type_name -> vmkeep.plugin.v1.Field
+	0,  // 12: vmkeep.plugin.v1.ValidateRequest.config:type_name -> vmkeep.plugin.v1.Config
+	18, // 13: vmkeep.plugin.v1.ValidateResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	18, // 14: vmkeep.plugin.v1.ValidateResponse.diagnostics:type_name -> vmkeep.plugin.v1.Diagnostic
+	0,  // 15: vmkeep.plugin.v1.ConfigureRequest.config:type_name -> vmkeep.plugin.v1.Config
+	18, // 16: vmkeep.plugin.v1.ConfigureResponse.error:type_name -> vmkeep.plugin.v1.Diagnostic
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_vmkeep_plugin_v1_config_proto_init() }
@@ -1118,7 +1141,7 @@ func file_vmkeep_plugin_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_vmkeep_plugin_v1_config_proto_rawDesc), len(file_vmkeep_plugin_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

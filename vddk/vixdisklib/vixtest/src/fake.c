@@ -483,6 +483,8 @@ VixError VixDiskLib_Open(Connection c, const char *path, uint32_t flags, Handle 
 		pthread_cond_init(&d->idle, NULL);
 		opens++;
 		*out = d;
+		snprintf(v, sizeof v, "%u", flags);
+		event("Opened", v);
 		say(log_fn, "Opened 'vpxa-nfcssl://%s@esx1.example.com:902'\n", path);
 	}
 	atomic_fetch_sub(&opening, 1);
