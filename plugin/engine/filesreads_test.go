@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest/peers"
@@ -64,28 +63,19 @@ func TestListingAHugeGuestFetchesLittle(t *testing.T) {
 		t.Fatal(err)
 	}
 	opt := lab.Options{Machines: []lab.Machine{{Name: "huge", Disks: []lab.Disk{{Image: image}}}}}
-	list := func(r *rig, point string) time.Duration {
+	list := func(r *rig, point string) {
 		t.Helper()
 		found := 0
-		start := time.Now()
 		r.must(r.ListFiles(t.Context(), plugin.FileRequest{Point: point, Path: "/srv/d3"}, func(plugin.File) error { found++; return nil }))
 		if found < 10 {
 			t.Errorf("%d files were listed", found)
 		}
-		return time.Since(start)
 	}
 
 	r := newRig(t, opt)
-	point := r.backup("huge", nil)
-	took := list(r, point.ID)
-	t.Logf("the first listing took %v from a local repository", took)
-	if took > 10*time.Second { // wanted are 2 s, which a machine that does other things may miss
-		t.Errorf("the first listing took %v", took)
-	}
-
 	var c counted
 	r.keepAt(c.before(t, peers.RestServer(t, "--no-auth")))
-	point = r.backup("huge", nil)
+	point := r.backup("huge", nil)
 	before, asked := c.bytes.Load(), c.requests.Load()
 	list(r, point.ID)
 	total, requests := c.bytes.Load()-before, c.requests.Load()-asked
