@@ -185,9 +185,16 @@ func TestEveryCommandOfResticHasACounterpartOrIsLeftToIt(t *testing.T) {
 	peer := peers.Restic(t, peers.Local(t))
 	_, list, _ := strings.Cut(peer.Run("help"), "Available Commands:\n")
 	list, _, _ = strings.Cut(list, "\n\n")
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	known := 0
 	for line := range strings.Lines(list) {
 		command := strings.Fields(line)[0]
+		if !strings.Contains(string(readme), "`"+command) {
+			t.Errorf("the table in README.md does not tell what to use for restic %s", command)
+		}
 		if _, ok := counterparts[command]; !ok {
 			t.Errorf("nobody decided about restic %s", command)
 		}
