@@ -68,7 +68,7 @@ func openKey(ctx context.Context, be backend.Backend, password string) (restic.M
 		return restic.MasterKey{}, restic.ID{}, fmt.Errorf("list keys: %w", err)
 	}
 	if len(names) == 0 {
-		return restic.MasterKey{}, restic.ID{}, fmt.Errorf("%w: the repository has no key file left; without a copy of one nobody can read it", ErrDamaged)
+		return restic.MasterKey{}, restic.ID{}, fmt.Errorf("%w: the repository has no key file left; without a copy of one nobody can read it", ErrUnopenable)
 	}
 	slices.Sort(names) // the same order every time
 	var broken error

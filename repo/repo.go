@@ -36,6 +36,8 @@ var (
 	ErrExists        = errors.New("there is a repository already")
 	ErrDamaged       = errors.New("damaged")
 	ErrNotFound      = errors.New("not in the repository")
+	// ErrUnopenable is the damage or loss of the config or of all keys: nothing can be read, whatever the password.
+	ErrUnopenable = fmt.Errorf("%w", ErrDamaged)
 )
 
 // InitOptions say how a repository is made. Only the password is required.
@@ -188,7 +190,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 	}
 	sealed, err := loadWhole(ctx, be, backend.Handle{Type: restic.ConfigFile})
 	if errors.Is(err, backend.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w: it has no config file", be.Location(), ErrNoRepository)
+		return nil, noConfig(ctx, be)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open repository: %w", err)
@@ -203,7 +205,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 	}
 	plain, err := key.Open(nil, sealed)
 	if err != nil {
-		return nil, fmt.Errorf("config: %w: %w", ErrDamaged, err)
+		return nil, fmt.Errorf("config: %w: %w", ErrUnopenable, err)
 	}
 	config, err := restic.DecodeConfig(plain)
 	if err != nil {
@@ -228,6 +230,15 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 	r.be = &gate{Backend: be}
 	r.keyID.Store(&keyID)
 	return r, nil
+}
+
+// noConfig tells a repository that lost its config from none.
+func noConfig(ctx context.Context, be backend.Backend) error {
+	keys := 0
+	if err := be.List(ctx, restic.KeyFile, func(backend.FileInfo) error { keys++; return nil }); err == nil && keys > 0 {
+		return fmt.Errorf("%s: %w: there are keys, but no config file", be.Location(), ErrUnopenable)
+	}
+	return fmt.Errorf("%s: %w: it has no config file", be.Location(), ErrNoRepository)
 }
 
 // Close frees what Open took. No other method may run or be called after.

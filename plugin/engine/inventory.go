@@ -3,9 +3,11 @@ package engine
 import (
 	"context"
 	"errors"
+	"syscall"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/location"
 )
 
@@ -23,7 +25,7 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 		}
 		be, err := location.Create(ctx, where, op.storage())
 		if err != nil {
-			return err
+			return noPlace(err)
 		}
 		r, err := repo.Init(ctx, be, repo.InitOptions{Password: rc.Password})
 		if err != nil {
@@ -33,6 +35,15 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 		return errors.Join(r.Close(), be.Close())
 	})
 	return out, err
+}
+
+// noPlace says that no repository can be made at a place. Want of space, which has its own remedy, is told as everywhere.
+func noPlace(err error) error {
+	if !errors.Is(err, backend.ErrNotExist) && !errors.Is(err, backend.ErrPermanent) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return err
+	}
+	return &plugin.Error{Code: plugin.CodeRepository, Object: "repository.location", Summary: "no repository can be made there", Detail: err.Error(), Err: err,
+		Remedy: "choose a directory that can be made or written to; for a server, check address, path and credentials"}
 }
 
 func repositoryOf(r *repo.Repository) plugin.Repository {

@@ -176,6 +176,8 @@ func libraryRules() []libraryRule {
 		{repo.ErrWrongPassword, plugin.CodeWrongPassword, "the password does not open the repository", "give the right one: repository.password, RESTIC_PASSWORD or RESTIC_PASSWORD_FILE"},
 		{repo.ErrNoRepository, plugin.CodeNoRepository, "there is no repository", "check the location, or make one with `vmkeep init`"},
 		{repo.ErrExists, plugin.CodeExists, "there is a repository already", "use it, or choose another location"},
+		{repo.ErrUnopenable, plugin.CodeDamaged, "the repository's config or keys are damaged, and nothing opens without them",
+			"bring the files config and keys/* back from a copy of the repository, however old: only a new password changes them. The data needs no repair"},
 		{repo.ErrDamaged, plugin.CodeDamaged, "the repository is damaged", "see what is lost with `vmkeep-check --read-data`"},
 		{syscall.ENOSPC, plugin.CodeSpace, "there is no space left", "free space, or let the repository forget and prune, then run again: what was stored is re-used"},
 		{syscall.EDQUOT, plugin.CodeSpace, "the disk quota is used up", "free space, then run again: what was stored is re-used"},

@@ -89,7 +89,7 @@ func (b *Backend) makeLayout() error {
 	}
 	for _, dir := range dirs {
 		if err := b.fs.MkdirAll(filepath.Join(b.root, dir), b.dirMode); err != nil {
-			return b.explain("create", "directory "+dir, err)
+			return b.explain("create", "a directory", err)
 		}
 	}
 	for _, dir := range append([]string{filepath.Join(b.root, "data"), b.root}, parents...) {
@@ -366,7 +366,7 @@ func (b *Backend) explain(verb, what string, err error) error {
 	case errors.Is(err, fs.ErrExist):
 		kind = backend.ErrExist
 	case errors.Is(err, fs.ErrPermission), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.ENOSPC),
-		errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+		errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENAMETOOLONG):
 		kind = backend.ErrPermanent
 	default:
 		return fmt.Errorf("%s %s: %w", verb, what, err)
