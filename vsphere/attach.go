@@ -17,6 +17,7 @@ type DiskSpec struct {
 	Operation *Operation // required
 	Place     string     // "scsi1:3" or "scsi1-3"; empty: the first free one of a SCSI, NVMe or SATA controller that exists
 	Replace   bool       // the place may be taken: the disk there is detached, its file kept
+	Hot       bool       // the machine runs and goes on running, see [VM.HotAdd]
 	Datastore string     // empty: the machine's home
 	Capacity  int64      // bytes
 	Provision Provisioning
@@ -29,9 +30,13 @@ func (v *VM) hardwareNow(ctx context.Context) ([]types.BaseVirtualDevice, error)
 		return nil, err
 	}
 	if vm.Config == nil {
-		return nil, &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: "machine " + v.label() + " has no readable configuration", Remedy: "bring its host back"}
+		return nil, unreadable(v)
 	}
 	return vm.Config.Hardware.Device, nil
+}
+
+func unreadable(v *VM) error {
+	return &Error{Kind: ErrUnsuitable, Object: v.label(), Summary: "machine " + v.label() + " has no readable configuration", Remedy: "bring its host back"}
 }
 
 // units are how many devices a controller of a kind takes; SCSI controllers are unit 7 of themselves.
@@ -116,7 +121,7 @@ func (v *VM) choosePlace(devices []types.BaseVirtualDevice, want string, replace
 // controller takes disks then.
 func (v *VM) WithNewDisk(ctx context.Context, spec DiskSpec, fn func(context.Context, Disk) error) (_ Disk, err error) {
 	if spec.Capacity <= 0 || spec.Capacity%512 != 0 {
-		return Disk{}, &Error{Kind: ErrInvalid, Summary: fmt.Sprintf("a disk cannot have %d bytes", spec.Capacity), Remedy: "give a positive multiple of 512"}
+		return Disk{}, wrongCapacity(spec.Capacity)
 	}
 	devices, err := v.hardwareNow(ctx)
 	if err != nil {
@@ -162,17 +167,30 @@ func (v *VM) WithNewDisk(ctx context.Context, spec DiskSpec, fn func(context.Con
 	return made, err
 }
 
+func wrongCapacity(bytes int64) error {
+	return &Error{Kind: ErrInvalid, Summary: fmt.Sprintf("a disk cannot have %d bytes", bytes), Remedy: "give a positive multiple of 512"}
+}
+
 // ownFile names the file of a new disk, so that the journal knows it before it exists: in the directory that the
 // machine has on the datastore. Empty where it has none there; vSphere makes one then, and names the file.
 func ownFile(spec DiskSpec, place, home string, disks []Disk) string {
+	dir := ownDirectory(spec.Datastore, home, disks)
+	if dir == "" {
+		return ""
+	}
+	_, name, _ := strings.Cut(dir, "] ")
+	return fmt.Sprintf("%s/%s-%s-%s.vmdk", dir, path.Base(name), spec.Operation.id, place)
+}
+
+// ownDirectory is the directory that a machine has on a datastore, by its home and its disks; empty: none.
+func ownDirectory(datastore, home string, disks []Disk) string {
 	files := []string{home}
 	for _, d := range disks {
 		files = append(files, d.Base)
 	}
 	for _, f := range files {
-		if dir := path.Dir(f); datastoreOf(f) == spec.Datastore && dir != "." {
-			_, name, _ := strings.Cut(dir, "] ")
-			return fmt.Sprintf("%s/%s-%s-%s.vmdk", dir, path.Base(name), spec.Operation.id, place)
+		if dir := path.Dir(f); datastoreOf(f) == datastore && dir != "." {
+			return dir
 		}
 	}
 	return ""
@@ -310,7 +328,7 @@ func (e entry) ours(d Disk) (bool, error) {
 	case e.foreign(d):
 		return false, nil
 	case e.Object != "":
-		return e.is(d) && (e.Action == "delete" || d.Name == e.Name), nil
+		return e.is(d) && (e.Action != "detach" || d.Name == e.Name), nil
 	case d.Name == e.Name:
 		// vSphere named the file, and the process died before it wrote the name down.
 		return false, fmt.Errorf("the disk %s at %s appeared while one was attached there: %w", d.Path, d.Name, errWhose)
@@ -330,7 +348,7 @@ func (v *VM) undoDiskOnce(ctx context.Context, e entry) error {
 		devices, err = v.hardwareNow(ctx)
 	}
 	if isNotFound(err) {
-		return nil
+		return v.c.discard(ctx, e)
 	}
 	if err != nil {
 		return err
@@ -341,13 +359,13 @@ func (v *VM) undoDiskOnce(ctx context.Context, e entry) error {
 			return err
 		}
 		if ours {
-			if err := v.detach(ctx, d.Path, e.Action == "delete"); err != nil {
+			if err := v.detach(ctx, d.Path, e.Action != "detach"); err != nil {
 				return err
 			}
 		}
 	}
 	if e.Old == nil {
-		return nil
+		return v.c.discard(ctx, e)
 	}
 	if devices, err = v.hardwareNow(ctx); err != nil {
 		return err

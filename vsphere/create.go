@@ -71,7 +71,7 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	if err := p.verify(vm); err != nil {
 		return nil, err
 	}
-	if err := fn(ctx, vm); err != nil {
+	if err := fn(ctx, vm); err != nil || p.temporary {
 		return nil, err
 	}
 	if err := vm.reconfigure(ctx, "finish "+p.Name, types.VirtualMachineConfigSpec{Annotation: orText(p.final, " "), ExtraConfig: p.asked.Mark.done()}); err != nil {

@@ -58,9 +58,11 @@ type entry struct {
 	Path    string    `json:"path,omitempty"`    // inventory path
 	Object  string    `json:"object,omitempty"`  // snapshot's name, then its id; disk's datastore path; method; machine's id; overwrite: the point
 	Name    string    `json:"name,omitempty"`    // machine: name; disk: place; overwrite: key of the mark
-	Action  string    `json:"action,omitempty"`  // disk: "detach" or "delete"; change tracking: "on" or "reset"; machine: "keep"
+	Action  string    `json:"action,omitempty"`  // disk: "detach", "delete" or "carry"; change tracking: "on" or "reset"; machine: "keep"
 	Before  []string  `json:"before,omitempty"`  // disk: datastore paths of the machine's disks before
 	Old     *oldDisk  `json:"old,omitempty"`     // disk: what had to make room
+
+	Datacenter string `json:"datacenter,omitempty"` // managed object id; disk that is carried: where its datastore is
 
 	Operation  string    `json:"operation,omitempty"`
 	Repository string    `json:"repository,omitempty"`

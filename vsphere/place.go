@@ -6,11 +6,19 @@ import "context"
 // room for it; empty: none. It fails as that would: [ErrExists] for a place that is taken, [ErrUnsuitable] for one that
 // the machine does not have.
 func (v *VM) PlanDisk(ctx context.Context, spec DiskSpec) (name, old string, err error) {
-	devices, err := v.hardwareNow(ctx)
+	vm, err := v.read(ctx, "config.hardware.device", "config.files.vmPathName")
 	if err != nil {
 		return "", "", err
 	}
-	if name, _, _, err = v.choosePlace(devices, spec.Place, spec.Replace); err != nil {
+	if vm.Config == nil {
+		return "", "", unreadable(v)
+	}
+	devices := vm.Config.Hardware.Device
+	name, key, _, err := v.choosePlace(devices, spec.Place, spec.Replace && !spec.Hot)
+	if err == nil && spec.Hot {
+		err = v.takesHot(vm, spec, key)
+	}
+	if err != nil {
 		return "", "", err
 	}
 	for _, d := range disksOf(devices) {

@@ -88,6 +88,8 @@ type MachinePlan struct {
 	spec  types.VirtualMachineConfigSpec
 	at    placement
 	begun ref // the machine that is there already
+
+	temporary bool // the machine goes when its disks are filled, too
 }
 
 // PlannedDisk is a disk that would be made.

@@ -87,7 +87,7 @@ func RestorePrivileges() []Privilege {
 		{"Network.Assign", OnNetwork, "connect machines", false},
 		{"Datastore.AllocateSpace", OnDatastore, "create disks", false},
 		{"Datastore.Browse", OnDatastore, "find .nvram", false},
-		{"Datastore.FileManagement", OnDatastore, "write .nvram over HTTPS", false},
+		{"Datastore.FileManagement", OnDatastore, "write .nvram over HTTPS, delete disks that could not be hot-added", false},
 	}
 }
 

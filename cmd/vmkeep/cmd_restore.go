@@ -20,7 +20,7 @@ func (a *app) restoreCommand() *cobra.Command {
   --mode new        a new machine (the default)
   --mode in-place   over the disks of the existing machine, everything
   --mode rollback   over the disks of the existing machine, only what differs
-  --mode attach     single disks, attached to a machine
+  --mode attach     single disks, attached to a machine; one that runs goes on running, unless --power-off is given
   --to DIRECTORY    files here: raw, vmdk (split), flat, stream (streamOptimized), ova
 
 --plan tells what would happen, and what cannot, without doing anything.

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vmware/govmomi/vim25/types"
+
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
@@ -112,9 +114,15 @@ func TestEveryCallOfAnAttachmentMayFail(t *testing.T) {
 	point := r.point("db")
 	want := r.pointContent(point, r.disk(point, "scsi0-0"))
 	r.busy(seeded(205), "db")
-	r.must(r.lab.Machine("db").PowerOff())
 	tried := 0
-	for name, positions := range map[string]map[string]string{"beside": nil, "in its place": {"scsi0-0": "scsi0:0"}} {
+	for _, name := range []string{"while it runs", "beside", "in its place"} {
+		var positions map[string]string
+		switch name {
+		case "beside":
+			r.must(r.lab.Machine("db").PowerOff())
+		case "in its place":
+			positions = map[string]string{"scsi0-0": "scsi0:0"}
+		}
 		do := func() error {
 			r.must(r.Configure(t.Context(), r.config)) // logs out, and in at the next need
 			_, err := r.Restore(noCancel(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreAttach, Target: plugin.Target{Positions: positions}}, nil)
@@ -150,6 +158,9 @@ func TestEveryCallOfAnAttachmentMayFail(t *testing.T) {
 				t.Errorf("%s, %v: something is left, or missing: disks %v, had %v; files %v, had %v", name, f, now, files, after, links)
 			}
 			r.journalIsEmpty()
+			if m := r.machines(); !slices.Equal(m, []string{"db"}) {
+				t.Errorf("machines %v", m)
+			}
 			if t.Failed() {
 				t.Fatalf("after %s, %v: %v", name, f, err)
 			}
@@ -157,4 +168,68 @@ func TestEveryCallOfAnAttachmentMayFail(t *testing.T) {
 		takeAway()
 	}
 	t.Logf("%d faults", tried)
+}
+
+// A machine that runs gets disks and goes on running: its guest sees them with their content. What cannot be is said
+// before anything is made.
+func TestDisksAreHotAddedToARunningMachine(t *testing.T) {
+	r := newRig(t, littleDisks())
+	r.busy(seeded(731), "db")
+	point := r.point("db")
+	want := r.byPlace("db")
+	r.busy(seeded(732), "db")
+	now, files, links := r.byPlace("db"), r.files("db"), len(r.lab.Links())
+	req := plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreAttach, Verify: true}
+	for _, c := range []struct {
+		target  plugin.Target
+		code    plugin.Code
+		mention string
+	}{
+		{plugin.Target{Positions: map[string]string{"scsi0-0": "scsi0:0"}}, plugin.CodeExists, "scsi0"},
+		{plugin.Target{Positions: map[string]string{"scsi0-0": "ide0:0"}}, plugin.CodeTargetUnsuitable, "takes no disks while the machine runs"},
+		{plugin.Target{Datastore: "ds2"}, plugin.CodeTargetUnsuitable, "no directory on datastore ds2"},
+		{plugin.Target{Datastore: "nosuch"}, plugin.CodeTargetUnsuitable, "nosuch"},
+	} {
+		bad := req
+		bad.Target = c.target
+		plan, err := r.PlanRestore(t.Context(), bad)
+		r.must(err)
+		if len(plan.Problems) == 0 {
+			t.Errorf("the plan of %+v has no problem", c.target)
+		}
+		_, err = r.Restore(t.Context(), bad, r.note)
+		failsWith(t, err, c.code, c.mention)
+	}
+	plan, err := r.PlanRestore(t.Context(), req)
+	r.must(err)
+	if steps := strings.Join(plan.Steps, "\n"); len(plan.Problems) > 0 || !strings.Contains(steps, "hot-add it") || strings.Contains(steps, "power off") {
+		t.Errorf("the plan is %+v", plan)
+	}
+	if !maps.Equal(r.files("db"), files) || len(r.lab.Links()) != links {
+		t.Fatal("something was made already")
+	}
+
+	report, err := r.Restore(t.Context(), req, r.note)
+	r.must(err)
+	maps.Copy(now, map[string]content{"scsi0-2": want["scsi0-0"], "scsi0-3": want["scsi0-1"]})
+	if got := r.byPlace("db"); !maps.Equal(got, now) {
+		t.Errorf("the machine's disks are not what they should be, at %v", slices.Sorted(maps.Keys(got)))
+	}
+	if d := report.Disks; len(d) != 2 || !d[0].Verified || !d[1].Verified {
+		t.Errorf("the restore reports %+v", d)
+	}
+	if power, err := r.admin().vm("db").PowerState(t.Context()); err != nil || power != types.VirtualMachinePowerStatePoweredOn {
+		t.Errorf("the machine is %s, %v", power, err)
+	}
+	if m := slices.Sorted(slices.Values(r.machines())); !slices.Equal(m, []string{"db", "other"}) || len(r.lab.Links()) != links+2 {
+		t.Errorf("machines %v, files %v", m, r.lab.Links())
+	}
+	r.journalIsEmpty()
+	r.busy(seeded(733), "db") // all four
+	for _, d := range r.point("db").Disks {
+		added := d.Name == "scsi0-2" || d.Name == "scsi0-3"
+		if want := map[bool]string{true: "restored", false: "change tracking"}[added]; d.Incremental == added || d.Reason != want {
+			t.Errorf("the backup after the restore: disk %s incremental %v, %q", d.Name, d.Incremental, d.Reason)
+		}
+	}
 }

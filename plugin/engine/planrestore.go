@@ -128,7 +128,7 @@ func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan)
 	for _, p := range j.unsuitable(st) {
 		problem(out, p)
 	}
-	if st.Power != vsphere.PoweredOff {
+	if st.Power != vsphere.PoweredOff && !j.hot(st) {
 		out.Steps = append(out.Steps, "power off "+st.Path)
 	}
 	if j.req.Mode == plugin.RestoreAttach {

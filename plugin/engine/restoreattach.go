@@ -15,8 +15,46 @@ import (
 // attach makes new disks of the point's disks in an existing machine. Disks that are there stay, or are detached with
 // their files kept where a position was asked for that is taken. All disks are attached or none, unless a part of them
 // is to be kept.
+//
+// A machine that runs goes on running, and gets all disks at once when they are filled, see [vsphere.VM.HotAdd].
 func (j *restoreJob) attach(ctx context.Context) error {
-	return j.onMachine(ctx, j.misplaced, func(ctx context.Context, t *machineTarget) error { return j.attachAll(ctx, t, j.disks) })
+	return j.onMachine(ctx, j.misplaced, func(ctx context.Context, t *machineTarget) error {
+		if j.hot(t.state) {
+			return j.hotAdd(ctx, t)
+		}
+		return j.attachAll(ctx, t, j.disks)
+	})
+}
+
+// hot reports whether disks are attached to the machine while it runs.
+func (j *restoreJob) hot(st *vsphere.State) bool {
+	return j.req.Mode == plugin.RestoreAttach && st.Power == vsphere.PoweredOn && !j.req.PowerOff
+}
+
+// hotAdd fills disks and adds them to a machine that runs.
+func (j *restoreJob) hotAdd(ctx context.Context, t *machineTarget) error {
+	h := vsphere.HotAdd{Operation: t.op, Fill: func(ctx context.Context, carrier *vsphere.VM, made []vsphere.Disk) (map[string]string, error) {
+		var uuids []string
+		for i, d := range j.disks {
+			if err := j.fillDisk(ctx, d, fillTarget{vc: t.vc, vm: carrier, disk: made[i]}); err != nil {
+				return nil, err
+			}
+			uuids = append(uuids, made[i].UUID)
+		}
+		st, err := t.vm.State(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return map[string]string{attachedKey: attachedMark(st, uuids...)}, nil
+	}}
+	for _, d := range j.disks {
+		h.Disks = append(h.Disks, j.diskSpec(d, t.state))
+	}
+	made, err := t.vm.HotAdd(ctx, h)
+	for i, d := range made {
+		j.scope.on(j.disks[i].Name).info("", "attached as "+d.Name, d.Path)
+	}
+	return err
 }
 
 // attachAll attaches the first disk and, while that can still be undone, the rest.
@@ -59,21 +97,24 @@ func (j *restoreJob) attachAll(ctx context.Context, t *machineTarget, disks []ma
 	return fmt.Errorf("disk %s: %w", d.Name, err)
 }
 
-// attachedMark lists the uuids of the disks that restores attached to the machine, with another one, less those that
-// are gone.
-func attachedMark(st *vsphere.State, uuid string) string {
+// attachedMark lists the uuids of the disks that restores attached to the machine, with others, less those that are
+// gone.
+func attachedMark(st *vsphere.State, uuids ...string) string {
 	out := slices.DeleteFunc(attachedDisks(st.ConfigInfo), func(u string) bool {
 		return !slices.ContainsFunc(st.Disks, func(d vsphere.Disk) bool { return d.UUID == u })
 	})
-	return strings.Join(append(out, uuid), ",")
+	return strings.Join(append(out, uuids...), ",")
 }
 
 // diskSpec is the disk that is to be made for a disk of the point: at the position that was asked for, else at its own
 // where that is free, else at the next free one.
 func (j *restoreJob) diskSpec(d manifestDisk, st *vsphere.State) vsphere.DiskSpec {
 	spec := vsphere.DiskSpec{Capacity: d.Capacity, Provision: vsphere.Provisioning(j.req.Target.Provisioning), Datastore: cmp.Or(j.req.Target.Datastores[d.Name], j.req.Target.Datastore)}
+	spec.Hot = j.hot(st)
 	if place := j.req.Target.Positions[d.Name]; place != "" {
-		spec.Place, spec.Replace = place, true
+		spec.Place, spec.Replace = place, !spec.Hot
+	} else if spec.Hot && strings.HasPrefix(d.Name, "ide") {
+		spec.Place = "" // IDE takes no disks while the machine runs
 	} else if !slices.ContainsFunc(st.Disks, func(x vsphere.Disk) bool { return x.Name == d.Name }) {
 		spec.Place = d.Name
 	}
@@ -169,6 +210,9 @@ func (j *restoreJob) planAttach(ctx context.Context, t *machineTarget, out *plug
 			at = "the next free position" // the disks before it may have taken this one by then
 		}
 		step := fmt.Sprintf("make a disk of %d bytes at %s on %s and fill it with %s", n.saved.Capacity, at, n.spec.Datastore, n.saved.Name)
+		if n.spec.Hot {
+			step = fmt.Sprintf("make a disk of %d bytes on %s in a machine of its own, fill it with %s, and hot-add it at %s", n.saved.Capacity, n.spec.Datastore, n.saved.Name, at)
+		}
 		if n.old != "" {
 			step += fmt.Sprintf("; the disk that is there is detached, its file %s stays", n.old)
 		}

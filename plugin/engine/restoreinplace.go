@@ -83,7 +83,7 @@ func (t *machineTarget) look(ctx context.Context, j *restoreJob, check func(cont
 }
 
 // onMachine finds the machine to write to, makes sure that it can be written to before anything is done to it, that it
-// is off, and runs fn with a journal. A machine that was switched off and could not be written to runs again.
+// is off where it has to be, and runs fn with a journal. A machine that was switched off and could not be written to runs again.
 func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, *machineTarget) error, fn func(context.Context, *machineTarget) error) (err error) {
 	vc, journal, err := j.op.changing(ctx)
 	if err != nil {
@@ -96,7 +96,7 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 	if err := t.look(ctx, j, check); err != nil {
 		return err
 	}
-	if t.state.Power != vsphere.PoweredOff {
+	if t.state.Power != vsphere.PoweredOff && !j.hot(t.state) {
 		was := t.state.Power
 		if err := j.powerOff(ctx, t); err != nil {
 			return err
@@ -169,7 +169,7 @@ func (j *restoreJob) unsuitable(st *vsphere.State) []*plugin.Error {
 				Detail: "they run on what a removed snapshot left behind", Remedy: "consolidate them in vSphere first"})
 		}
 	}
-	if st.Power != vsphere.PoweredOff && !j.req.PowerOff {
+	if st.Power != vsphere.PoweredOff && !j.req.PowerOff && !j.hot(st) {
 		out = append(out, &plugin.Error{Code: plugin.CodeTargetUnsuitable, Summary: "the machine is not powered off", Object: st.Name, Detail: string(st.Power),
 			Remedy: "power it off first, or let the restore do it (--power-off)"})
 	}
