@@ -25,13 +25,13 @@ func healthy() lab.Options {
 	}}
 }
 
-// bad are the findings that are not all right.
+// bad are the findings that are not all right, but for those about the fake library.
 func (r *rig) bad() (out []plugin.Finding) {
 	r.t.Helper()
 	all, err := r.Doctor(r.t.Context())
 	r.must(err)
 	for _, f := range all {
-		if !f.OK {
+		if !f.OK && !strings.HasPrefix(f.Name, "VMware's library") {
 			out = append(out, f)
 		}
 	}

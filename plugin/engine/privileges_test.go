@@ -198,6 +198,21 @@ func TestEveryPublishedPrivilegeIsNeeded(t *testing.T) {
 	} else {
 		untried = append(untried, "Cryptographer.Access")
 	}
+	// Nobody asks the account when the proxy opens a disk that was attached to it, nor when the fake library does.
+	unasked := map[string][]string{}
+	switch chosen().transport {
+	case "vddk":
+		unasked["restore"] = []string{"VirtualMachine.Config.DiskLease", "VirtualMachine.Provisioning.DiskRandomAccess"}
+		fallthrough
+	case "hotadd":
+		unasked["backup"] = []string{"VirtualMachine.Config.DiskLease", "VirtualMachine.Provisioning.DiskRandomRead"}
+	}
+	for task, ids := range unasked {
+		untried = append(untried, ids...)
+		for _, id := range ids {
+			delete(table[task], id)
+		}
+	}
 	accounts := map[string][]string{}
 	for task := range table {
 		all := enough(t, task)
