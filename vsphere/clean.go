@@ -196,6 +196,9 @@ func (p *MachinePlan) devices(ctx context.Context, c *Client, t *tree, ci types.
 				Backing:     &types.VirtualCdromRemoteAtapiBackingInfo{VirtualDeviceRemoteDeviceBackingInfo: types.VirtualDeviceRemoteDeviceBackingInfo{UseAutoDetect: types.NewBool(false)}},
 				Connectable: &types.VirtualDeviceConnectInfo{AllowGuestControl: true}}}, false)
 		case *types.VirtualFloppy:
+			if _, image := d.Backing.(*types.VirtualFloppyImageBackingInfo); image {
+				p.note("%s: the floppy image is not inserted", deviceLabel(dev))
+			}
 			add(&types.VirtualFloppy{VirtualDevice: types.VirtualDevice{Key: newKey(d.Key), ControllerKey: 400, UnitNumber: d.UnitNumber,
 				Backing:     &types.VirtualFloppyRemoteDeviceBackingInfo{VirtualDeviceRemoteDeviceBackingInfo: types.VirtualDeviceRemoteDeviceBackingInfo{UseAutoDetect: types.NewBool(false)}},
 				Connectable: &types.VirtualDeviceConnectInfo{AllowGuestControl: true}}}, false)

@@ -1,8 +1,12 @@
 package engine_test
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"maps"
+	"os"
+	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -100,6 +104,56 @@ func TestOnlyTheChosenDisksAreTouched(t *testing.T) {
 	}
 }
 
+// nvram is the file with a machine's firmware settings.
+func (r *rig) nvram(machine string) string {
+	r.t.Helper()
+	disks, err := r.lab.Machine(machine).Disks()
+	r.must(err)
+	home, _, _ := strings.Cut(r.admin().config(machine).Files.VmPathName, "/")
+	for _, d := range disks {
+		if strings.HasPrefix(d.Path, home+"/") {
+			return filepath.Join(filepath.Dir(d.File), machine+".nvram")
+		}
+	}
+	r.t.Fatalf("no disk of %s lies in its home %s", machine, home)
+	return ""
+}
+
+// isPlaced demands folder, host and the last name of the resource pool of a machine, as far as they are given.
+func (r *rig) isPlaced(machine, want string) {
+	r.t.Helper()
+	list, err := r.Machines(r.t.Context(), plugin.Selection{Names: []string{machine}})
+	r.must(err)
+	got := []string{list[0].Folder, list[0].Host, path.Base(list[0].ResourcePool)}
+	for i, w := range strings.Split(want, " ") {
+		if w != "" && w != got[i] {
+			r.t.Errorf("%s is at %q, want %q", machine, got, want)
+		}
+	}
+}
+
+// liesOn demands datastore and allotment of a machine's disks, by place; "" stands for those that are not named.
+func (r *rig) liesOn(machine string, want map[string]string) {
+	r.t.Helper()
+	list, err := r.Machines(r.t.Context(), plugin.Selection{Names: []string{machine}})
+	r.must(err)
+	is := func(b *bool) bool { return b != nil && *b }
+	for _, dev := range object.VirtualDeviceList(r.admin().config(machine).Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
+		b := dev.(*types.VirtualDisk).Backing.(*types.VirtualDiskFlatVer2BackingInfo)
+		store, _, _ := strings.Cut(b.FileName, " ")
+		how := "thick"
+		if is(b.ThinProvisioned) {
+			how = "thin"
+		} else if is(b.EagerlyScrub) {
+			how = "eager"
+		}
+		i := slices.IndexFunc(list[0].Disks, func(d plugin.MachineDisk) bool { return d.Key == dev.GetVirtualDevice().Key })
+		if w := cmp.Or(want[list[0].Disks[i].Name], want[""]); store+" "+how != w {
+			r.t.Errorf("disk %s of %s lies on %s %s, want %s", list[0].Disks[i].Name, machine, store, how, w)
+		}
+	}
+}
+
 // A machine with every kind of controller comes back with its bytes wherever it is mapped to; what cannot come along is
 // said.
 func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
@@ -120,6 +174,12 @@ func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
 		floppy = &types.VirtualFloppy{VirtualDevice: types.VirtualDevice{ControllerKey: 400}}
 	}
 	r.must(a.vm("zoo").AddDevice(t.Context(), devices.InsertImg(floppy, "[ds1] boot.flp")))
+	serial := &types.VirtualSerialPort{VirtualDevice: types.VirtualDevice{Key: -1, ControllerKey: 400,
+		Backing: &types.VirtualSerialPortURIBackingInfo{VirtualDeviceURIBackingInfo: types.VirtualDeviceURIBackingInfo{ServiceURI: "telnet://:12345", Direction: "server"}}}}
+	r.must(a.vm("zoo").AddDevice(t.Context(), serial))
+	firmware := make([]byte, 8684)
+	fill(seeded(321), firmware)
+	r.must(os.WriteFile(r.nvram("zoo"), firmware, 0o600))
 	r.busy(seeded(320), "zoo")
 	point := r.point("zoo")
 	saved, was := r.byPlace("zoo"), a.config("zoo")
@@ -128,22 +188,18 @@ func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		target plugin.Target
+		place  string            // folder, host and pool; "": anything
+		disks  map[string]string // datastore and allotment by place; "": of all others
 		check  func(t *testing.T, name string)
 	}{
-		{"placed on a host, thin, on one datastore", plugin.Target{Folder: "/dc1/vm", Host: "esx5", Datastore: "ds3", Provisioning: "thin", Networks: map[string]string{"net1": "net2"}}, func(t *testing.T, name string) {
+		{"placed on a host, thin, on one datastore", plugin.Target{Folder: "/dc1/vm", Host: "esx5", Datastore: "ds3", Provisioning: "thin", Networks: map[string]string{"net1": "net2"}}, "/dc1/vm esx5 ", map[string]string{"": "[ds3] thin"}, func(t *testing.T, name string) {
 			now := a.config(name)
 			if now.InstanceUuid == was.InstanceUuid || now.Uuid == was.Uuid {
 				t.Error("the new machine has the identity of the old one")
 			}
-			for _, d := range object.VirtualDeviceList(now.Hardware.Device).SelectByType((*types.VirtualDisk)(nil)) {
-				b := d.(*types.VirtualDisk).Backing.(*types.VirtualDiskFlatVer2BackingInfo)
-				if !strings.HasPrefix(b.FileName, "[ds3]") || b.ThinProvisioned == nil || !*b.ThinProvisioned {
-					t.Errorf("disk %s, thin %v", b.FileName, b.ThinProvisioned)
-				}
-			}
 		}},
 		{"in a cluster's pool, disks on several datastores, same identity", plugin.Target{Cluster: "cluster2", ResourcePool: "silver", Datastore: "ds1", Datastores: map[string]string{"nvme0-0": "ds2", "ide0-0": "ds3"},
-			KeepIdentity: true, KeepMAC: true}, func(t *testing.T, name string) {
+			KeepIdentity: true, KeepMAC: true, Provisioning: "eager"}, "/dc1/vm/prod  silver", map[string]string{"": "[ds1] eager", "nvme0-0": "[ds2] eager", "ide0-0": "[ds3] eager"}, func(t *testing.T, name string) {
 			now := a.config(name)
 			if now.InstanceUuid != was.InstanceUuid || now.Uuid != was.Uuid || now.Firmware != "efi" || now.Hardware.NumCPU != 2 {
 				t.Errorf("the new machine has another identity or other hardware: %+v", now)
@@ -155,13 +211,14 @@ func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
 				t.Errorf("MAC %q, was %q", mac(now), mac(was))
 			}
 		}},
-		{"where its network does not exist", plugin.Target{Networks: map[string]string{"net1": "nosuch"}, NoNetworks: true}, func(t *testing.T, name string) {
+		{"where its network does not exist", plugin.Target{Networks: map[string]string{"net1": "nosuch"}, NoNetworks: true}, "/dc1/vm/prod  Resources", map[string]string{"": "[ds1] thin", "scsi2-0": "[ds2] thick"}, func(t *testing.T, name string) {
 			for _, d := range object.VirtualDeviceList(a.config(name).Hardware.Device).SelectByType((*types.VirtualEthernetCard)(nil)) {
 				if x := d.GetVirtualDevice().Connectable; x == nil || x.StartConnected {
 					t.Errorf("the card connects: %+v", x)
 				}
 			}
 		}},
+		{"thick, where it was", plugin.Target{Provisioning: "thick"}, "/dc1/vm/prod  Resources", map[string]string{"": "[ds1] thick", "scsi2-0": "[ds2] thick"}, func(*testing.T, string) {}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.target.Name = "back"
@@ -175,8 +232,15 @@ func TestNewMachineIsMappedAsAskedFor(t *testing.T) {
 			for _, n := range report.Notes {
 				said += n.Summary + "\n"
 			}
-			if !strings.Contains(said, "ISO image is not inserted") {
-				t.Errorf("nothing is said of the CD: %s", said)
+			for _, want := range []string{"ISO image is not inserted", "floppy image is not inserted", "(VirtualSerialPort) is left out"} {
+				if !strings.Contains(said, want) {
+					t.Errorf("nothing is said like %q: %s", want, said)
+				}
+			}
+			r.isPlaced("back", c.place)
+			r.liesOn("back", c.disks)
+			if got, err := os.ReadFile(r.nvram("back")); err != nil || !slices.Equal(got, firmware) {
+				t.Errorf("the firmware's settings are not the saved ones: %v", err)
 			}
 			c.check(t, "back")
 			r.backsUpAgainWhole("back")
