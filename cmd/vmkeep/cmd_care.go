@@ -346,7 +346,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Examine what a backup will need, change nothing, and say what to do: repository, state directory, vSphere session,
 certificate and clock, privileges for backup and restore, ports 443 and 902 of the hosts, change tracking and VMware Tools
 of the machines, and what interrupted runs have left. With --vddk DIR also VMware's library there: version, files,
-loader path. It needs neither a repository nor a machine.`,
+loader path. With --transport hotadd also the machine that this one is. It needs neither a repository nor a machine.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 				began := time.Now()

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
 	"github.com/vmkeep/vmkeep/vddk/vixdisklib"
+	"github.com/vmkeep/vmkeep/vsphere"
 )
 
 // Doctor implements [plugin.Service]. It changes nothing.
@@ -44,9 +47,36 @@ func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
 		for _, f := range vc.Doctor(ctx, journal) {
 			out = append(out, plugin.Finding{Name: f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
 		}
+		if slices.Contains(chosenTransports(op.conn.cfg), "hotadd") {
+			out = append(out, op.examineProxy(ctx, vc))
+		}
 		return context.Cause(ctx)
 	})
 	return out, err
+}
+
+// examineProxy looks at the machine that this program runs in, which disks are to be hot-added to.
+func (op *operation) examineProxy(ctx context.Context, vc *vsphere.Client) plugin.Finding {
+	const name = "hot-add"
+	proxy, err := attacher{conn: op.conn, vc: vc}.proxy(ctx)
+	if err != nil {
+		f := failed(name, err)
+		f.Remedy = "run vmkeep as root in a machine of this vCenter, or take hotadd out of the transports"
+		return f
+	}
+	missing, err := vc.MissingPrivileges(ctx, vsphere.ProxyPrivileges(), []string{proxy.ID()})
+	if err != nil {
+		return failed(name, err)
+	}
+	if len(missing) == 0 {
+		return plugin.Finding{Name: name, OK: true, Detail: "disks are attached to " + proxy.Machine().Path}
+	}
+	var ids []string
+	for _, m := range missing {
+		ids = append(ids, m.ID)
+	}
+	return plugin.Finding{Name: name, Detail: fmt.Sprintf("on %s the account lacks %s", proxy.Machine().Path, strings.Join(ids, ", ")),
+		Remedy: "give the account a role with them on that machine: vsphere/roles/proxy.sh makes it"}
 }
 
 func ofLibrary(f vixdisklib.Finding) plugin.Finding {

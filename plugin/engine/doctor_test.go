@@ -133,3 +133,25 @@ func TestDoctorFinds(t *testing.T) {
 		})
 	}
 }
+
+// Where disks are to be hot-added, doctor says whether this is a machine that they can be attached to, and what the account
+// lacks for it.
+func TestDoctorLooksAtTheProxy(t *testing.T) {
+	opt := healthy()
+	opt.Users = []lab.User{{Name: "backup", Password: accountPassword, Privileges: published(t, "backup")},
+		{Name: "both", Password: accountPassword, Privileges: append(published(t, "backup"), published(t, "proxy")...)}}
+	r := newRigIn(t, way{transport: "hotadd"}, opt)
+	r.as("both")
+	if bad := r.bad(); len(bad) > 0 {
+		t.Errorf("%+v", bad)
+	}
+	r.as("backup")
+	if bad := r.bad(); len(bad) != 1 || bad[0].Name != "hot-add" || !strings.Contains(bad[0].Detail, "AddExistingDisk") || !strings.Contains(bad[0].Remedy, "proxy.sh") {
+		t.Errorf("%+v", bad)
+	}
+	r.must(r.lab.Machine(proxyName).Reconfigure(types.VirtualMachineConfigSpec{Uuid: "564d0000-0000-0000-0000-000000000000"}))
+	r.as("both")
+	if bad := r.bad(); len(bad) != 1 || bad[0].Name != "hot-add" || !strings.Contains(bad[0].Remedy, "machine of this vCenter") {
+		t.Errorf("%+v", bad)
+	}
+}
