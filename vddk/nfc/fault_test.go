@@ -77,6 +77,40 @@ func TestPipelining(t *testing.T) {
 	})
 }
 
+// TestWritesArePipelined: the server acknowledges nothing until it has 16 writes, then the newest first. What one caller
+// writes and what sixteen do is in flight together.
+func TestWritesArePipelined(t *testing.T) {
+	both(t, 32<<20, func(t *testing.T, k *kit) {
+		k.write = true
+		k.SetScenario(nfctest.Scenario{HoldWrites: 16})
+		d := k.must()
+		if _, err := d.WriteAt(k.content[:16<<20], 16<<20); err != nil {
+			t.Fatal(err)
+		}
+		copy(k.content[16<<20:], k.content[:16<<20])
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				if _, err := d.WriteAt(k.content[(15-i)<<20:(16-i)<<20], int64(i)<<20); err != nil {
+					t.Errorf("concurrent write: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		k.SetScenario(nfctest.Scenario{})
+		got := make([]byte, 16<<20)
+		if _, err := d.ReadAt(got, 16<<20); err != nil || !bytes.Equal(got, k.content[16<<20:]) {
+			t.Errorf("the second half reads otherwise (%v)", err)
+		}
+		for i := range 16 {
+			if _, err := d.ReadAt(got[:1<<20], int64(i)<<20); err != nil || !bytes.Equal(got[:1<<20], k.content[(15-i)<<20:(16-i)<<20]) {
+				t.Errorf("piece %d reads otherwise (%v)", i, err)
+			}
+		}
+		k.close(d)
+	})
+}
+
 // TestReadFaults makes the second read of a disk fail in every known way: once, then always.
 func TestReadFaults(t *testing.T) {
 	const request = 64 << 10
@@ -152,10 +186,13 @@ func TestReadFaults(t *testing.T) {
 	}
 }
 
-// TestDroppedInMidRead cuts connections wherever 700,000 bytes end, again and again.
+// dropAfter is more than two requests of 1 MiB: of the two that are in flight one gets through before a connection is cut.
+const dropAfter = 2300000
+
+// TestDroppedInMidRead cuts connections in mid-fragment, again and again.
 func TestDroppedInMidRead(t *testing.T) {
-	both(t, 5<<20, func(t *testing.T, k *kit) {
-		k.SetScenario(nfctest.Scenario{DropAfter: 1300000, Fragments: []int{50000}})
+	both(t, 12<<20, func(t *testing.T, k *kit) {
+		k.SetScenario(nfctest.Scenario{DropAfter: dropAfter, Fragments: []int{50000}})
 		k.nfc.Options.Depth = 2
 		d := k.must()
 		k.all(d)
@@ -164,6 +201,34 @@ func TestDroppedInMidRead(t *testing.T) {
 		}
 		if n := int64(len(k.tickets)); n != d.Stats().Reconnects+1 {
 			t.Errorf("%d tickets for %d connections", n, d.Stats().Reconnects+1)
+		}
+		k.close(d)
+	})
+}
+
+// Only so many connections are cut; the next one is used to the end.
+func TestReconnectsAsOftenAsItIsCut(t *testing.T) {
+	both(t, 12<<20, func(t *testing.T, k *kit) {
+		k.SetScenario(nfctest.Scenario{DropAfter: dropAfter, DropCount: 2, Fragments: []int{50000}})
+		k.nfc.Options.Depth = 2
+		d := k.must()
+		k.all(d)
+		if n := d.Stats().Reconnects; n != 2 {
+			t.Errorf("%d reconnections", n)
+		}
+		k.close(d)
+	})
+}
+
+// Answers that come late, each after another while, and through a thin line, are waited for: nothing is asked for twice.
+func TestUnevenLine(t *testing.T) {
+	both(t, 8<<20, func(t *testing.T, k *kit) {
+		k.SetScenario(nfctest.Scenario{Latency: time.Millisecond, Jitter: 20 * time.Millisecond, Bandwidth: 100e6})
+		k.nfc.Options.MaxRequest = 128 << 10
+		d := k.must()
+		k.all(d)
+		if s := d.Stats(); s.Reads != 64 || s.Retries != 0 || s.Reconnects != 0 {
+			t.Errorf("%+v", s)
 		}
 		k.close(d)
 	})

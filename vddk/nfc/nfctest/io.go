@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -31,8 +32,8 @@ func (s *session) io(h wire.Header, p []byte) error {
 			s.server.maxInFlight.Store(n)
 		}
 		j := job{id: h.ID, io: f, fault: s.server.fault(s.conn)}
-		if s.Latency > 0 {
-			j.due = time.Now().Add(s.Latency)
+		if late := s.Latency + rand.N(s.Jitter+1); late > 0 {
+			j.due = time.Now().Add(late)
 		}
 		if s.Hold > 0 {
 			if s.held = append(s.held, j); len(s.held) == s.Hold {
@@ -144,6 +145,12 @@ func (w *worker) write(j job) error {
 	if last {
 		delete(w.acks, j.id)
 	}
+	var held []heldAck
+	if last && !refused && w.HoldWrites > 0 {
+		if w.heldAcks = append(w.heldAcks, heldAck{j.id, a.first}); len(w.heldAcks) == w.HoldWrites {
+			held, w.heldAcks = w.heldAcks, nil
+		}
+	}
 	w.amu.Unlock()
 	if first {
 		var f *Failure
@@ -157,6 +164,9 @@ func (w *worker) write(j job) error {
 	}
 	w.server.writes.Add(1)
 	w.server.written.Add(int64(a.first.Total))
+	if w.HoldWrites > 0 {
+		return w.acknowledgeAll(held)
+	}
 	if late := w.Latency + w.WriteDelay; late > 0 { // the acknowledgement is under way, buffer and worker are free
 		w.pending.Add(1)
 		w.running.Go(func() {
@@ -169,6 +179,16 @@ func (w *worker) write(j job) error {
 		return nil
 	}
 	return w.acknowledge(j.id, a.first)
+}
+
+// acknowledgeAll acknowledges writes, newest first.
+func (s *session) acknowledgeAll(held []heldAck) error {
+	for _, h := range slices.Backward(held) {
+		if err := s.acknowledge(h.id, h.first); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (s *session) acknowledge(id uint32, f wire.IOFrame) error {

@@ -58,12 +58,14 @@ type Scenario struct {
 	Mixed       bool // every second fragment is sent raw
 	RawSkipz    bool // what skipz does not shrink is sent raw but called skipz
 	Latency     time.Duration
-	Bandwidth   int64 // bytes per second and connection from the server, 0: no limit
+	Jitter      time.Duration // every read waits longer by chance, up to this
+	Bandwidth   int64         // bytes per second and connection from the server, 0: no limit
 	IdleTimeout time.Duration
 	DropAfter   int64 // connections are cut after so many bytes of reply, 0: never
 	DropCount   int   // so many connections, 0: all
 
 	// writing
+	HoldWrites int // so many writes are gathered, then acknowledged newest first
 	WriteFails *Failure
 	WriteDelay time.Duration
 

@@ -39,12 +39,14 @@ type session struct {
 	held    []job
 	free    chan []byte // buffers for data written by the client
 
-	wmu  sync.Mutex // order of frames sent; guards sent, due
-	sent int64
-	due  time.Time // when the bandwidth allows the next byte
+	wmu     sync.Mutex // order of frames sent; guards the following
+	sent    int64
+	dropped bool      // by DropAfter
+	due     time.Time // when the bandwidth allows the next byte
 
-	amu  sync.Mutex
-	acks map[uint32]*ack // writes of which fragments are missing
+	amu      sync.Mutex
+	acks     map[uint32]*ack // writes of which fragments are missing
+	heldAcks []heldAck       // see Scenario.HoldWrites
 }
 
 // job is a read, or one fragment of a write.
@@ -62,6 +64,12 @@ type ack struct {
 	got     uint32
 	done    uint32
 	refused bool
+}
+
+// heldAck is an acknowledgement that waits for others.
+type heldAck struct {
+	id    uint32
+	first wire.IOFrame
 }
 
 // errStopped ends a session after an error reply that leaves nothing to say.
@@ -145,6 +153,13 @@ func (s *session) frames() error {
 func (s *session) drain() {
 	s.release()
 	s.pending.Wait()
+	s.amu.Lock()
+	held := s.heldAcks
+	s.heldAcks = nil
+	s.amu.Unlock()
+	if err := s.acknowledgeAll(held); err != nil {
+		s.cut()
+	}
 }
 
 func (s *session) control(h wire.Header, p []byte) error {
@@ -361,6 +376,9 @@ func (s *session) fail(id uint32, f Failure) error {
 func (s *session) send(head, data []byte) error {
 	s.wmu.Lock()
 	defer s.wmu.Unlock()
+	if s.dropped {
+		return errCut
+	}
 	n := len(head) + len(data)
 	if s.Bandwidth > 0 {
 		now := time.Now()
@@ -378,7 +396,7 @@ func (s *session) send(head, data []byte) error {
 			s.ch.Write(head)
 			s.ch.Write(data[:keep-int64(len(head))])
 		}
-		s.sent = s.DropAfter
+		s.dropped = true
 		s.excused.Store(true)
 		s.cut()
 		return errCut

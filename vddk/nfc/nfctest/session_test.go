@@ -12,6 +12,92 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// The double refuses what hosts refuse, whatever our client asks for.
+func TestHostsRefuse(t *testing.T) {
+	const handle = 0x5600_0000_1000 // of connection 1
+	frame := func(t wire.Type, payload []byte, extra string) []byte {
+		b := wire.AppendHeader(nil, wire.Header{Type: t, Size: uint32(len(payload)), ID: 2})
+		return append(append(b, payload...), extra...)
+	}
+	fragment := func(at, n uint32) []byte {
+		return frame(wire.IO, wire.AppendIO(nil, wire.IOFrame{Handle: handle, Total: 1024, FragOff: at, FragLen: n, WireLen: n}), string(make([]byte, n)))
+	}
+	query := func(start, size, chunks uint64) []byte {
+		return frame(wire.QueryAllocated, wire.AppendQuery(nil, wire.Query{Handle: handle, Start: start, ChunkSize: size, Chunks: chunks}), "")
+	}
+	for name, c := range map[string]struct {
+		flags uint32
+		asks  []byte
+		code  uint64 // of ERROR; 0: the session ends
+	}{
+		"writing through a handle for reading": {wire.OpenReadOnly, fragment(0, 1024), wire.CodePermission},
+		"a fragment that is missing":           {wire.OpenReadWrite, append(fragment(0, 512), fragment(1023, 1)...), 0},
+		"a fragment that comes twice":          {wire.OpenReadWrite, append(fragment(0, 512), fragment(0, 512)...), 0},
+		"blocks from within a chunk":           {wire.OpenReadOnly, query(512, 64<<10, 1), 22},
+		"blocks of small chunks":               {wire.OpenReadOnly, query(0, 32<<10, 1), 22},
+		"blocks beyond the end":                {wire.OpenReadOnly, query(0, 64<<10, 17), 22},
+		"reading beyond the end":               {wire.OpenReadOnly, frame(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle, 1<<20, 512, wire.None)), ""), 22},
+		"another handle":                       {wire.OpenReadOnly, frame(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle+1, 0, 512, wire.None)), ""), 9},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &Memory{}
+			m.Add("a", 1<<20)
+			s := &Server{cfg: Config{Store: m}}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			here, there := net.Pipe()
+			k := &conn{server: s, serial: 1, raw: here, ctx: ctx, cancel: cancel, grant: Grant{Write: true}}
+			done := make(chan error, 1)
+			go func() { done <- newSession(k, &channel{Conn: here}).run(); here.Close() }()
+			go func() {
+				there.Write(frame(wire.OpenSession, wire.AppendSession(nil, wire.Session{BufSize: 64 << 10, BufCount: 1}), ""))
+				there.Write(frame(wire.OpenFile, wire.AppendOpen(nil, wire.OpenRequest{PathLen: 1, FileType: 2, Flags: c.flags}), "a"))
+				there.Write(c.asks)
+			}()
+			var got uint64
+			for { // answers, until there is an ERROR or no more
+				var head [wire.HeaderSize]byte
+				if _, err := io.ReadFull(there, head[:]); err != nil {
+					break
+				}
+				h, err := wire.ParseHeader(head[:])
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := make([]byte, h.Size)
+				if _, err := io.ReadFull(there, p); err != nil {
+					t.Fatal(err)
+				}
+				if h.Type == wire.Error {
+					f, err := wire.ParseFailure(p)
+					if err != nil {
+						t.Fatal(err)
+					}
+					got = f.Code
+					break
+				}
+			}
+			there.Close()
+			if err := <-done; got != c.code || c.code == 0 && err == nil {
+				t.Errorf("it is refused with %d, not %d; the session ends with %v", got, c.code, err)
+			}
+		})
+	}
+}
+
+// Hosts read one message of the handshake in a TLS record, and lose what else is in it.
+func TestOneMessageInARecord(t *testing.T) {
+	for n, good := range map[int]bool{264: true, 528: false, 100: false} {
+		here, there := net.Pipe()
+		go there.Write(make([]byte, n)) // arrives in one piece, as a record does
+		var m wire.Message
+		if err := (&conn{}).readMessage(&channel{Conn: here, sealed: true}, m[:]); (err == nil) != good {
+			t.Errorf("a record of %d bytes: %v", n, err)
+		}
+		here.Close()
+	}
+}
+
 // FuzzRequests lets a client ask anything: the session must end with the connection, and leave no file open, no
 // memory taken and no goroutine behind.
 func FuzzRequests(f *testing.F) {
