@@ -171,3 +171,40 @@ func TestTheEstimatedEndCountsOnlyWork(t *testing.T) {
 		}
 	}
 }
+
+// A disk is asked only for what is allocated of it, and reads as it would.
+func TestHeldAsksForWhatIsAllocated(t *testing.T) {
+	for seed := range uint64(50) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		data := make([]byte, 64<<10)
+		var set []extent.Extent
+		for range rng.IntN(6) {
+			e := extent.Extent{Off: rng.Int64N(100) * 512, Len: (1 + rng.Int64N(20)) * 512}
+			for i := e.Off; i < e.End(); i++ {
+				data[i] = byte(rng.Uint32()) | 1
+			}
+			set = append(set, e)
+		}
+		disk := &countedReads{ReaderAt: bytes.NewReader(data)}
+		h := &held{disk: disk, allocated: extent.Of(set...)}
+		asked := int64(0)
+		for range 20 {
+			off := rng.Int64N(100) * 512
+			p := make([]byte, 512*(1+rng.Int64N(28)))
+			if n, err := h.ReadAt(p, off); err != nil || n != len(p) || !bytes.Equal(p, data[off:off+int64(n)]) {
+				t.Fatalf("seed %d: %d bytes at %d: %d, %v", seed, len(p), off, n, err)
+			}
+			asked += int64(len(p))
+		}
+		var read int64
+		for _, e := range disk.reads {
+			read += e.Len
+			if !h.allocated.Covers(e) {
+				t.Errorf("seed %d: the disk was asked for %v of %v", seed, e, h.allocated)
+			}
+		}
+		if h.spared.Load() != asked-read {
+			t.Errorf("seed %d: %d bytes were spared, %d were read of %d", seed, h.spared.Load(), read, asked)
+		}
+	}
+}

@@ -135,6 +135,7 @@ type output struct {
 	fresh  bool         // the target reads as zeros
 	only   extent.Set   // what to write; nil: everything
 	flush  func() error // makes the target durable; nil: closing it does
+	there  io.ReaderAt  // what the target holds before it is written to; nil: reading the target tells
 	patch  bool         // only was found by comparing: of it, sectors that differ are written, the rest is known to be right
 	reason string       // how only was found
 }
@@ -146,7 +147,7 @@ func (j *restoreJob) write(ctx context.Context, o output) error {
 		j.scope.tally.expect(o.disk.Name, plugin.PhaseRestore, o.only.Bytes())
 	}
 	return j.restoreDisk(ctx, o.disk, o.reason, func(ctx context.Context, w *diskWriter) (io.ReaderAt, error) {
-		w.target, w.fresh, w.only, w.patch = o.target, o.fresh, o.only, o.patch
+		w.target, w.there, w.fresh, w.only, w.patch = o.target, o.there, o.fresh, o.only, o.patch
 		err := w.run(ctx)
 		if err == nil && o.flush != nil {
 			err = o.flush()

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"github.com/vmkeep/vmkeep/chunker/extent"
@@ -221,15 +220,22 @@ func flusher(ctx context.Context, disk vddk.Disk) func() error {
 // onlyDifferent compares what is there with the point, and has what differs written.
 func (j *restoreJob) onlyDifferent(ctx context.Context, o *output) (err error) {
 	o.fresh, o.patch = false, true
-	if o.only, err = j.compare(ctx, o.disk, o.target); o.only == nil {
+	there := &held{disk: o.target, allocated: extent.Of(extent.Extent{Len: o.disk.Capacity})}
+	if a, ok := o.target.(vddk.Allocator); ok {
+		if set, err := a.Allocated(ctx, there.allocated[0]); err == nil {
+			there.allocated = set
+		}
+	}
+	o.there = there
+	if o.only, err = j.compare(ctx, o.disk, there); o.only == nil {
 		o.only = extent.Set{}
 	}
 	return err
 }
 
-// compare reads a disk and returns the sectors of the chunks that are not, or may not be, what the point says. Zeros are not looked for
-// where the disk itself says that nothing is.
-func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.ReaderAt) (extent.Set, error) {
+// compare reads a disk and returns the sectors of the chunks that are not, or may not be, what the point says. Zeros are
+// not looked for where the disk itself says that nothing is.
+func (j *restoreJob) compare(ctx context.Context, d manifestDisk, there *held) (extent.Set, error) {
 	parts, err := j.point.partTrees(ctx, d.Name)
 	if err != nil {
 		return nil, err
@@ -239,13 +245,7 @@ func (j *restoreJob) compare(ctx context.Context, d manifestDisk, disk io.Reader
 	m, end := s.meter(plugin.PhaseCompare, d.Capacity)
 	defer end()
 	c := &chunkMap{repo: j.repo, size: d.Capacity, parts: parts, allowMissing: j.req.AllowMissing, meter: m}
-	allocated := extent.Of(extent.Extent{Len: d.Capacity})
-	if a, ok := disk.(vddk.Allocator); ok {
-		if set, err := a.Allocated(ctx, allocated[0]); err == nil {
-			allocated = set
-		}
-	}
-	found, err := c.differing(ctx, disk, func(p piece) bool { return p.zero() && !allocated.Overlaps(p.extent()) })
-	j.report.Stats.Read += m.read.Load()
+	found, err := c.differing(ctx, there, func(p piece) bool { return p.zero() && !there.allocated.Overlaps(p.extent()) })
+	j.report.Stats.Read += m.read.Load() - there.spared.Load()
 	return found.Union(extent.Of(c.lost...)).Align(vddk.SectorSize, d.Capacity), err // nobody knows of what was lost
 }

@@ -14,7 +14,8 @@ import (
 
 // stitcher writes pieces that begin and end at any byte to a target that takes whole sectors.
 type stitcher struct {
-	target  diskTarget
+	target  io.WriterAt
+	there   io.ReaderAt // what the target holds where nothing was written yet; needed to patch
 	fresh   bool
 	patch   bool // only sectors that differ from what is there are written
 	written *atomic.Int64
@@ -125,7 +126,7 @@ func (s *stitcher) put(off int64, data []byte) error {
 		return s.send(off, data)
 	}
 	there := make([]byte, len(data))
-	if _, err := s.target.ReadAt(there, off); err != nil && err != io.EOF {
+	if _, err := s.there.ReadAt(there, off); err != nil && err != io.EOF {
 		return fmt.Errorf("read the disk at %d: %w", off, err)
 	}
 	begin, end := 0, 0 // the differing run that is still open

@@ -24,6 +24,8 @@ type diskWriter struct {
 	fresh bool
 	// patch says that the target is nearly what it shall be: only sectors that differ are written.
 	patch bool
+	// there is what the target holds before anything is written; nil: reading the target tells.
+	there io.ReaderAt
 
 	written atomic.Int64
 }
@@ -36,7 +38,10 @@ type diskTarget interface {
 
 // run writes everything.
 func (w *diskWriter) run(ctx context.Context) error {
-	stitch := &stitcher{target: w.target, fresh: w.fresh, patch: w.patch, pending: map[int64]*sector{}, written: &w.written}
+	if w.there == nil {
+		w.there = w.target
+	}
+	stitch := &stitcher{target: w.target, there: w.there, fresh: w.fresh, patch: w.patch, pending: map[int64]*sector{}, written: &w.written}
 	for first := 0; first < len(w.parts); first += batchParts {
 		batch, err := w.pieces(ctx, first, min(first+batchParts, len(w.parts)))
 		if err != nil {
@@ -121,7 +126,7 @@ func (w *diskWriter) keep(e extent.Extent, stitch *stitcher) error {
 			n = e.Len &^ mask // whole sectors
 		} else {
 			var there [vddk.SectorSize]byte
-			if _, err := w.target.ReadAt(there[:], first); err != nil && err != io.EOF {
+			if _, err := w.there.ReadAt(there[:], first); err != nil && err != io.EOF {
 				return fmt.Errorf("read the disk at %d: %w", first, err)
 			}
 			if err := stitch.write(e.Off, there[e.Off-first:e.Off-first+n]); err != nil {
@@ -151,7 +156,7 @@ func (w *diskWriter) absent(lost []piece) (out []piece, err error) {
 	var buf []byte
 	for _, p := range lost {
 		var different []extent.Extent
-		if buf, different, err = compareOne(w.target, []piece{p}, buf); err != nil {
+		if buf, different, err = compareOne(w.there, []piece{p}, buf); err != nil {
 			return nil, fmt.Errorf("read the disk at %d: %w", p.off, err)
 		}
 		if len(different) > 0 {

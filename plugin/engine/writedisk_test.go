@@ -140,7 +140,7 @@ func TestStitcherWritesWhatDiffers(t *testing.T) {
 			}
 		}
 		var written atomic.Int64
-		s := &stitcher{target: target, patch: true, pending: map[int64]*sector{}, written: &written}
+		s := &stitcher{target: target, there: target, patch: true, pending: map[int64]*sector{}, written: &written}
 		for off := 0; off < len(want); {
 			n := min(1+rng.IntN(70<<10), len(want)-off)
 			if err := s.write(int64(off), want[off:off+n]); err != nil {
