@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/vddk/nfc/nfctest"
+	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
 
 // twoFullDisks makes a point of a machine both of whose disks are full of noise, and returns what they hold.
@@ -180,4 +181,53 @@ func (r *rig) killedIn(req plugin.RestoreRequest) error {
 		}
 	}))
 	return err
+}
+
+// Whichever call fails of a restore whose half-made machine is to be kept: running it again completes it, and there is
+// one machine then, whole, and nothing in the journal.
+func TestEveryCallOfAKeptRestoreMayFail(t *testing.T) {
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
+	r.busy(seeded(751), "db")
+	point := r.point("db")
+	want := r.byPlace("db")
+	do := func() error {
+		r.must(r.Configure(t.Context(), r.config)) // logs out, and in at the next need
+		_, err := r.Restore(noCancel(), plugin.RestoreRequest{Point: point.ID, Target: plugin.Target{Name: "db2"}, KeepPartial: true}, nil)
+		return err
+	}
+	tried, kept := 0, 0
+	destroy := func() { r.must(r.lab.Machine("db2").Destroy()) }
+	trials := r.trials(0, func() { r.must(do()) })
+	destroy()
+	for _, f := range trials {
+		tried++
+		undo := r.lab.Inject(f.fault())
+		err := do()
+		undo()
+		if err != nil {
+			if e := asError(t, err); e.Summary == "" || e.Remedy == "" {
+				t.Errorf("%v: %+v", f, e)
+			}
+			if slices.Contains(r.machines(), "db2") {
+				kept++
+			}
+			if err := do(); plugin.CodeOf(err) != plugin.CodeExists { // but for an answer that was lost when all was done
+				r.must(err)
+			}
+		}
+		if got := r.byPlace("db2"); !maps.Equal(got, want) || r.extra("db2", "vmkeep.restoring") != "" {
+			t.Errorf("%v: the machine is not what the point says, or not complete", f)
+		}
+		report, err := r.Recover(t.Context(), nil)
+		r.must(err)
+		if m := slices.Sorted(slices.Values(r.machines())); len(report.Remaining) > 0 || !slices.Equal(m, []string{"db", "db2"}) {
+			t.Errorf("%v: machines %v, remaining %+v", f, m, report.Remaining)
+		}
+		r.journalIsEmpty()
+		if t.Failed() {
+			t.FailNow()
+		}
+		destroy()
+	}
+	t.Logf("%d faults, %d half-made machines", tried, kept)
 }
