@@ -379,7 +379,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 				s.h.check()
 			})
 		}
-		if name == "plugin" && undone < 5 {
+		if name == "plugin" && len(known) > 20 && undone < 5 {
 			t.Errorf("little was left to undo: %d things", undone)
 		}
 		t.Logf("the %s was killed at %d kinds of moments: %q; %d things were undone", name, len(known), slices.Sorted(maps.Keys(known)), undone)
