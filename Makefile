@@ -65,7 +65,7 @@ bench-parts: tools ## measure the parts: cutting, disks over NFC and over VMware
 	$(GO) test -run '^$$' -bench . ./chunker ./vddk/nfc ./vddk/vixdisklib/... ./repo/...
 
 .PHONY: soak
-soak: build ## back up and restore many changing machines under faults for long: SOAK="-rounds 50"
+soak: demo-tools build ## back up and restore many changing machines under faults for long: SOAK="-rounds 50"
 	$(GO) run ./cmd/internal/soak -plugin $(BIN)/vmkeep-plugin $(SOAK)
 	VMKEEP_SOAK_CYCLES=3000 $(GO) test -count=1 -timeout 60m -v -run TestSoak ./vddk/nfc ./vddk/vixdisklib
 

@@ -1,5 +1,5 @@
 // Soak backs up many machines again and again while their guests write, administrators change them, and networks and
-// servers fail, all at random, and compares every point with the disks as they were at its snapshot. Points are
+// servers fail, all at random, and compares every point with the disks, or the file, as they were at its snapshot. Points are
 // forgotten, space is freed, and what is kept is compared again. At the end nothing may be left on vSphere. Run it
 // with "make soak"; the seed it prints repeats a run's choices.
 package main
@@ -88,6 +88,7 @@ func (s *soak) tell(spent time.Duration) {
 	row := func(what string, n int, more string) { fmt.Fprintf(w, "%s\t%d\t%s\n", what, n, more) }
 	row("points made", s.stats.points, fmt.Sprint("in ", spent.Round(time.Second)))
 	row("disks compared", s.stats.compared, fmt.Sprintf("%d of points read incrementally, %d read in full", s.stats.incremental, s.stats.full))
+	row("files compared", s.stats.files, "")
 	row("changes by administrators", s.stats.deeds, fmt.Sprintf("%d refused", s.stats.refused))
 	row("restores over machines", s.stats.restored, fmt.Sprintf("%d refused", s.stats.notRestored))
 	row("faults prepared", s.stats.faults, fmt.Sprintf("%d backups failed and were explained, %d plugins were killed", s.stats.failed, s.stats.kills))

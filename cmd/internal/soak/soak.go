@@ -35,12 +35,14 @@ type soak struct {
 	config  plugin.Config
 	rng     *rand.Rand
 	guests  []*guest
+	files   *fileServer
+	states  map[string]hash    // of the file server's file, by point
 	want    map[string]content // of every point that is kept
 	owner   map[string]string  // its machine
 	fault   error              // of a guest that wrote while it was backed up
 
 	stats struct {
-		points, incremental, full, compared, deeds, refused, restored, notRestored, faults, kills, failed int
+		points, incremental, full, compared, deeds, refused, restored, notRestored, faults, kills, failed, files int
 	}
 }
 
@@ -48,7 +50,7 @@ const password = "soak"
 
 // start builds vSphere, the machines, and an empty repository.
 func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
-	s := &soak{options: o, rng: rand.New(rand.NewPCG(o.seed, 1)), want: map[string]content{}, owner: map[string]string{}}
+	s := &soak{options: o, rng: rand.New(rand.NewPCG(o.seed, 1)), want: map[string]content{}, owner: map[string]string{}, states: map[string]hash{}}
 	opt := lab.Options{Dir: filepath.Join(dir, "lab"), MaxAreas: 16, LockPatience: 10 * time.Second}
 	for n := range o.machines {
 		m := lab.Machine{Name: fmt.Sprintf("vm-%02d", n), Folder: "soak", NoTools: n%5 == 4, Off: n%7 == 6}
@@ -64,6 +66,12 @@ func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
 		}
 		opt.Machines = append(opt.Machines, m)
 	}
+	files, machine, err := makeFileServer(ctx, filepath.Join(dir, "guest"), o.seed)
+	if err != nil {
+		return nil, err
+	}
+	protected := opt.Machines
+	opt.Machines = append(slices.Clone(protected), machine)
 	if s.lab, err = lab.Start(ctx, opt); err != nil {
 		return nil, err
 	}
@@ -72,7 +80,8 @@ func start(ctx context.Context, o options, dir string) (_ *soak, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	for n, m := range opt.Machines {
+	files.VM, s.files = s.lab.Machine(fileServerName), files
+	for n, m := range protected {
 		vm, err := s.lab.Lookup(m.Name)
 		if err != nil {
 			return nil, err
@@ -181,12 +190,19 @@ func (s *soak) round(ctx context.Context, n int) error {
 		}
 		before[g.Ref().Value] = c
 	}
+	if err := s.files.change(ctx); err != nil {
+		return err
+	}
 	if n > 0 {
 		if err := s.prepareFaults(); err != nil {
 			return err
 		}
 	}
 	report, err := s.backup(ctx)
+	var ofFiles *plugin.Point
+	if err == nil {
+		ofFiles, err = s.backupFiles(ctx)
+	}
 	if e := s.mendFaults(); e != nil {
 		return errors.Join(err, e)
 	}
@@ -206,6 +222,10 @@ func (s *soak) round(ctx context.Context, n int) error {
 		s.stats.failed++
 	}
 	var fresh []plugin.Point
+	if ofFiles != nil {
+		s.states[ofFiles.ID] = sha256.Sum256(s.files.data)
+		fresh = append(fresh, *ofFiles)
+	}
 	for _, m := range report.Machines {
 		if m.Err != nil {
 			if err := s.explained(m.Err); err != nil {
@@ -239,7 +259,7 @@ func (s *soak) round(ctx context.Context, n int) error {
 // backup makes a point of every machine. Each guest goes on writing as soon as its snapshot was taken.
 func (s *soak) backup(ctx context.Context) (plugin.BackupReport, error) {
 	var mu sync.Mutex
-	return s.service.Backup(ctx, plugin.BackupRequest{}, func(ev plugin.Event) {
+	return s.service.Backup(ctx, plugin.BackupRequest{Selection: plugin.Selection{Exclude: []string{fileServerName}}}, func(ev plugin.Event) {
 		if ev.Kind != plugin.EventPhase || ev.Phase != "read" {
 			return
 		}
@@ -274,8 +294,11 @@ func (s *soak) adopt(ctx context.Context, before map[string]content) error {
 		return err
 	}
 	for _, p := range points {
-		if s.want[p.ID] != nil {
+		if _, known := s.states[p.ID]; known || s.want[p.ID] != nil {
 			continue
+		}
+		if p.Machine == fileServerName {
+			s.states[p.ID] = sha256.Sum256(s.files.data)
 		}
 		for _, g := range s.guests {
 			if g.name == p.Machine {
@@ -306,6 +329,9 @@ func (s *soak) traceless(ctx context.Context) error {
 			err = errors.Join(err, fmt.Errorf("%s needs consolidation", g.name))
 		}
 	}
+	if n := s.files.SnapshotCount(); n > 0 {
+		err = errors.Join(err, fmt.Errorf("%s has %d snapshots", fileServerName, n))
+	}
 	left, e := filepath.Glob(filepath.Join(s.config.StateDir, "*.jsonl"))
 	if len(left) > 0 {
 		err = errors.Join(err, fmt.Errorf("the journal holds %v", left))
@@ -313,8 +339,11 @@ func (s *soak) traceless(ctx context.Context) error {
 	return errors.Join(err, e)
 }
 
-// compare reads every disk of a point and compares it with what it was.
+// compare reads every disk of a point, or the file of the file server's, and compares it with what it was.
 func (s *soak) compare(ctx context.Context, p plugin.Point) error {
+	if p.Machine == fileServerName {
+		return s.compareFiles(ctx, p)
+	}
 	have := content{}
 	for _, d := range p.Disks {
 		h, next := sha256.New(), int64(0)
