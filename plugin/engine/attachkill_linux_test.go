@@ -11,7 +11,7 @@ import (
 
 // The plugin is killed at every step of adding a disk to a running machine: the next start leaves the machine as it was,
 // or with the whole disk, with no other machine and no other file, and the disk can be added again.
-func TestPluginIsKilledWhileItHotAdds(t *testing.T) {
+func TestKilledAtEveryStepOfAHotAdd(t *testing.T) {
 	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
 	r.busy(seeded(741), "db")
 	point := r.point("db")
