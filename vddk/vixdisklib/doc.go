@@ -8,6 +8,9 @@
 // A helper serves one machine's snapshot (or the machine itself) for one [Transport]: its disks share a connection, and
 // when the last of them is closed the connection is ended and the helper is gone.
 //
+// Where hotadd is among the modes, disks may be left attached to this machine by a process that dies. That is announced to
+// [Transport.Announce] before, cleaned up by the helper before it ends, and by [Transport.Cleanup] later.
+//
 // Vocabulary: a mode is one of the library's transports (nbdssl, nbd, hotadd, san, file); a connection is a login of the
 // library for one machine; a piece is what of the shared memory holds one request.
 package vixdisklib
