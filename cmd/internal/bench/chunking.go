@@ -49,7 +49,22 @@ func (b *bench) chunking(ctx context.Context) (err error) {
 	if err := errors.Join(copyFile(old, raw), touchPages(raw)); err != nil {
 		return err
 	}
-	return b.series(ctx, dir, "database", [2]string{old, raw})
+	if err := b.series(ctx, dir, "database", [2]string{old, raw}); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Remove(old), os.Remove(raw)); err != nil {
+		return err
+	}
+	err = debian(ctx, old, raw)
+	var out leftOut
+	if errors.As(err, &out) && ctx.Err() == nil {
+		fmt.Fprintf(&b.notes, "%-10s left out: %s\n", "debian", out.why)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return b.series(ctx, dir, "debian", [2]string{old, raw})
 }
 
 // upgrade replaces a file in twenty inside the image by another one and takes the next away, as a package manager does.

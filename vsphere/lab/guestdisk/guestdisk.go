@@ -20,8 +20,8 @@ import (
 	"strings"
 )
 
-// start is where the partition begins, in bytes: 1 MiB, as every installer of the last decade aligns it.
-const start = 1 << 20
+// Start is where the partition begins, in bytes: 1 MiB, as every installer of the last decade aligns it.
+const Start = 1 << 20
 
 // Make writes a sparse raw disk of size bytes to path: an MBR with one Linux partition that holds an ext4 file system
 // with a copy of the directory tree. The label is the file system's. The file must not exist.
@@ -42,17 +42,17 @@ func Make(ctx context.Context, path string, size int64, tree, label string) (err
 	if err = errors.Join(err, f.Truncate(size), f.Close()); err != nil {
 		return err
 	}
-	return run(ctx, nil, "mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-d", tree, "-E", "offset="+strconv.Itoa(start), path,
-		strconv.FormatInt((size-start)>>10, 10)+"k")
+	return run(ctx, nil, "mke2fs", "-q", "-F", "-t", "ext4", "-L", label, "-d", tree, "-E", "offset="+strconv.Itoa(Start), path,
+		strconv.FormatInt((size-Start)>>10, 10)+"k")
 }
 
-// masterBootRecord has one partition of type 0x83 from start to the end, in sectors of 512 bytes.
+// masterBootRecord has one partition of type 0x83 from Start to the end, in sectors of 512 bytes.
 func masterBootRecord(size int64) []byte {
 	b := make([]byte, 512)
 	e := b[446:]
 	e[4] = 0x83
-	binary.LittleEndian.PutUint32(e[8:], start/512)
-	binary.LittleEndian.PutUint32(e[12:], uint32(min((size-start)/512, 1<<32-1)))
+	binary.LittleEndian.PutUint32(e[8:], Start/512)
+	binary.LittleEndian.PutUint32(e[12:], uint32(min((size-Start)/512, 1<<32-1)))
 	b[510], b[511] = 0x55, 0xaa
 	return b
 }
@@ -60,7 +60,7 @@ func masterBootRecord(size int64) []byte {
 // Edit carries out requests of debugfs(8) inside the file system of a disk that [Make] made: "write FILE NAME",
 // "rm NAME", "mkdir NAME". Names with blanks are quoted.
 func Edit(ctx context.Context, path string, requests []string) error {
-	return run(ctx, strings.NewReader(strings.Join(requests, "\n")+"\n"), "debugfs", "-w", "-f", "-", path+"?offset="+strconv.Itoa(start))
+	return run(ctx, strings.NewReader(strings.Join(requests, "\n")+"\n"), "debugfs", "-w", "-f", "-", path+"?offset="+strconv.Itoa(Start))
 }
 
 // block is the unit in which a guest writes, in bytes: a page.
