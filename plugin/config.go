@@ -53,10 +53,12 @@ type Limits struct {
 
 // Field is one field of [Config] as [Service.Schema] describes it.
 type Field struct {
-	Path       string // "repository.location"
+	Path       string // "repository.location": the names are those of the wire's JSON form
 	Type       string // string, bool, integer, duration, list, map
 	Doc        string
-	Default    string
+	Default    string   // in words
+	Values     []string // all that are allowed, of a string; empty: any
+	Min, Max   int64    // of an integer that is set; both 0: not bounded but by its type, and not negative
 	Required   bool
 	Sensitive  bool // never shown, never logged
 	Deprecated string

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 
 	"github.com/vmkeep/vmkeep/chunker"
 	"github.com/vmkeep/vmkeep/plugin"
@@ -42,12 +41,11 @@ func chunkings() []chunking {
 	}
 }
 
-func chunkingNames() string {
-	var names []string
+func chunkingNames() (names []string) {
 	for _, c := range chunkings() {
 		names = append(names, c.name)
 	}
-	return strings.Join(names[:len(names)-1], ", ") + " or " + names[len(names)-1]
+	return names
 }
 
 // chunkingNamed finds a rule; false when this program does not know it.

@@ -35,7 +35,13 @@ func chosenTransports(c plugin.Config) []string {
 // libraryModes are the transports of VMware's library, as it names them.
 func libraryModes() []string { return []string{"san", "hotadd", "nbdssl", "nbd", "file"} }
 
-var compressions = [...]string{"", "auto", "off", "fastest", "better", "max"}
+// compressions are the levels of the repository, in restic's words.
+func compressions() []string { return []string{"auto", "off", "fastest", "better", "max"} }
+
+// diskCompressions are the ways to compress what travels between a host and here.
+func diskCompressions() []string { return []string{"auto", "none", "zlib", "fastlz", "skipz"} }
+
+const minPackSize, maxPackSize = 4, 128 // MiB, as restic has it
 
 // Schema implements [plugin.Service].
 func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
@@ -52,9 +58,9 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},
 		{Path: "repository.cacheDir", Type: "string", Doc: "directory for a cache of trees and indexes"},
 		{Path: "repository.cacheSize", Type: "integer", Doc: "bytes that the cache may have, of all repositories in cacheDir together; what is in use stays", Default: "2 GiB"},
-		{Path: "repository.compression", Type: "string", Doc: "auto (fast where that costs little space), off, fastest, better or max", Default: "auto"},
-		{Path: "repository.chunking", Type: "string", Doc: "how disks are cut into chunks: " + chunkingNames(), Default: "as the newest point; without one, restic"},
-		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB, 4 to 128", Default: "16"},
+		{Path: "repository.compression", Type: "string", Doc: "how hard to compress; auto is fast where that costs little space", Values: compressions(), Default: "auto"},
+		{Path: "repository.chunking", Type: "string", Doc: "how disks are cut into chunks", Values: chunkingNames(), Default: "as the newest point; without one, restic"},
+		{Path: "repository.packSize", Type: "integer", Doc: "size of packs in MiB", Min: minPackSize, Max: maxPackSize, Default: "16"},
 		{Path: "repository.limitUpload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.limitDownload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.lockWait", Type: "duration", Doc: "how long to wait for another's lock", Default: "0s"},
@@ -62,7 +68,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "transports", Type: "list", Doc: "ways to reach disks, in order: " + strings.Join(knownTransports(), ", "), Default: strings.Join(defaultTransports(), ", ")},
 		{Path: "vddkDir", Type: "string", Doc: "root of VMware's Virtual Disk Development Kit, for the transport vddk"},
 		{Path: "vddkSettings", Type: "map", Doc: "settings of VMware's library, for example vixDiskLib.nfcAio.Session.BufCount"},
-		{Path: "diskCompression", Type: "string", Doc: "of disks on their way from and to a host, over NFC and by VMware's library: auto (over NFC by measurement, by the library none), none, zlib, fastlz or skipz", Default: "auto"},
+		{Path: "diskCompression", Type: "string", Doc: "of disks on their way from and to a host, over NFC and by VMware's library; auto is by measurement over NFC, and none by the library", Values: diskCompressions(), Default: "auto"},
 		{Path: "limits.machines", Type: "integer", Doc: "machines backed up at once", Default: "4"},
 		{Path: "limits.machinesPerHost", Type: "integer", Doc: "machines backed up at once on one ESXi host", Default: "2"},
 		{Path: "limits.machinesPerDatastore", Type: "integer", Doc: "machines backed up at once on one datastore", Default: "4"},
@@ -99,22 +105,23 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 			}
 		}
 	}
-	if !slices.Contains(compressions[:], c.Repository.Compression) {
-		bad("repository.compression", fmt.Sprintf("unknown compression %q", c.Repository.Compression), "use auto, off, fastest, better or max")
-	}
-	if name := c.Repository.Chunking; name != "" {
-		if _, ok := chunkingNamed(name); !ok {
-			bad("repository.chunking", fmt.Sprintf("unknown chunking %q", name), "use "+chunkingNames())
+	for _, w := range []struct {
+		field, what, value string
+		allowed            []string
+	}{
+		{"repository.compression", "compression", c.Repository.Compression, compressions()},
+		{"repository.chunking", "chunking", c.Repository.Chunking, chunkingNames()},
+		{"diskCompression", "compression of disks", c.DiskCompression, diskCompressions()},
+	} {
+		if w.value != "" && !slices.Contains(w.allowed, w.value) {
+			bad(w.field, fmt.Sprintf("unknown %s %q", w.what, w.value), "use "+oneOf(w.allowed))
 		}
-	}
-	if _, err := diskCompression(c); err != nil {
-		bad("diskCompression", err.Error(), "use auto, none, zlib, fastlz or skipz")
 	}
 	if err := vixdisklib.CheckSettings(c.VDDKSettings); err != nil {
 		bad("vddkSettings", err.Error(), "write each as VMware's guide does: vixDiskLib.nfcAio.Session.BufCount=4")
 	}
-	if p := c.Repository.PackSize; p != 0 && (p < 4 || p > 128) {
-		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), "use 4 to 128")
+	if p := c.Repository.PackSize; p != 0 && (p < minPackSize || p > maxPackSize) {
+		bad("repository.packSize", fmt.Sprintf("pack size of %d MiB", p), fmt.Sprintf("use %d to %d", minPackSize, maxPackSize))
 	}
 	for _, t := range c.Transports {
 		name, modes, named := strings.Cut(t, ":")
@@ -146,6 +153,12 @@ func (e *Engine) Validate(_ context.Context, c plugin.Config) ([]plugin.Diagnost
 		}
 	}
 	return out, nil
+}
+
+// oneOf lists what there is to choose from.
+func oneOf(words []string) string {
+	last := len(words) - 1
+	return strings.Join(words[:last], ", ") + " or " + words[last]
 }
 
 // noRepositoryIn says what a configuration lacks to reach a repository; nil when nothing. What concerns vSphere alone works

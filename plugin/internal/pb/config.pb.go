@@ -429,13 +429,16 @@ func (x *Limits) GetSnapshotTimeout() *durationpb.Duration {
 // Field is one field of Config.
 type Field struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // "repository.location"
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // "repository.location": the names are those of Config's JSON form
 	Type          string                 `protobuf:"bytes,2,opt,name=type,proto3" json:"type,omitempty"` // string, bool, integer, duration, list, map
 	Doc           string                 `protobuf:"bytes,3,opt,name=doc,proto3" json:"doc,omitempty"`
 	Default       string                 `protobuf:"bytes,4,opt,name=default,proto3" json:"default,omitempty"`
 	Required      bool                   `protobuf:"varint,5,opt,name=required,proto3" json:"required,omitempty"`
 	Sensitive     bool                   `protobuf:"varint,6,opt,name=sensitive,proto3" json:"sensitive,omitempty"` // never shown, never logged
 	Deprecated    string                 `protobuf:"bytes,7,opt,name=deprecated,proto3" json:"deprecated,omitempty"`
+	Values        []string               `protobuf:"bytes,8,rep,name=values,proto3" json:"values,omitempty"` // all that are allowed, of a string; empty: any
+	Min           int64                  `protobuf:"varint,9,opt,name=min,proto3" json:"min,omitempty"`      // of an integer that is set; both 0: not bounded but by its type, and not negative
+	Max           int64                  `protobuf:"varint,10,opt,name=max,proto3" json:"max,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +520,27 @@ func (x *Field) GetDeprecated() string {
 		return x.Deprecated
 	}
 	return ""
+}
+
+func (x *Field) GetValues() []string {
+	if x != nil {
+		return x.Values
+	}
+	return nil
+}
+
+func (x *Field) GetMin() int64 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *Field) GetMax() int64 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
 }
 
 type InfoRequest struct {
@@ -1030,7 +1054,7 @@ const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"\x11parts_per_machine\x18\x04 \x01(\x03R\x0fpartsPerMachine\x12\x1d\n" +
 	"\n" +
 	"free_space\x18\x05 \x01(\x03R\tfreeSpace\x12D\n" +
-	"\x10snapshot_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0fsnapshotTimeout\"\xb5\x01\n" +
+	"\x10snapshot_timeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\x0fsnapshotTimeout\"\xf1\x01\n" +
 	"\x05Field\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x10\n" +
@@ -1040,7 +1064,11 @@ const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"\tsensitive\x18\x06 \x01(\bR\tsensitive\x12\x1e\n" +
 	"\n" +
 	"deprecated\x18\a \x01(\tR\n" +
-	"deprecated\"E\n" +
+	"deprecated\x12\x16\n" +
+	"\x06values\x18\b \x03(\tR\x06values\x12\x10\n" +
+	"\x03min\x18\t \x01(\x03R\x03min\x12\x10\n" +
+	"\x03max\x18\n" +
+	" \x01(\x03R\x03max\"E\n" +
 	"\vInfoRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\"\n" +
 	"\fcapabilities\x18\x02 \x03(\tR\fcapabilities\"n\n" +
