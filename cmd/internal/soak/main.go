@@ -9,6 +9,8 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"log"
 	"math/rand/v2"
 	"os"
 	"os/signal"
@@ -27,6 +29,7 @@ func main() {
 	flag.Uint64Var(&o.seed, "seed", rand.Uint64(), "of all random choices")
 	flag.StringVar(&o.plugin, "plugin", "", "the plugin `program` to use, and to kill now and then; empty: no plugin process (Linux)")
 	flag.Parse()
+	log.SetOutput(io.Discard) // vcsim, below the lab, tells there of files that only a real host would make
 	o.diskSize <<= 20
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
