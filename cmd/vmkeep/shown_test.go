@@ -138,7 +138,7 @@ func TestSchema(t *testing.T) {
 	for want, v := range map[string]any{
 		`{"message_type":"t","id":"ab","repository":"","machine":"","vcenter":"vc","instance_uuid":"u","path":"","time":"2026-11-23T00:02:03Z","consistency":"","tags":[],` +
 			`"disks":[{"name":"scsi0-0","label":"","uuid":"d","path":"","capacity":0,"incremental":false,"reason":"","change_id":"c","transport":"","read":0,"changed":0,"skipped":""}],` +
-			`"stats":{"size":1099511627776,"read":0,"reused":0,"new":0,"stored":0,"duration_seconds":1.5},"damage":""}`: *point,
+			`"stats":{"size":1099511627776,"read":0,"reused":0,"new":0,"stored":0,"duration_seconds":1.5},"damage":"","chunking":""}`: *point,
 		`{"message_type":"t","id":"","name":"","path":"","instance_uuid":"","bios_uuid":"","host":"","cluster":"","folder":"","resource_pool":"","datastores":["a"],"power_state":"","guest_os":"",` +
 			`"hw_version":"","template":false,"tools_running":false,"cbt":true,"snapshots":0,"tags":[],"disks":[]}`: plugin.Machine{Datastores: []string{"a"}, CBT: true},
 		`{"message_type":"t","seq":3,"operation":"","machine":"m","disk":"","kind":"progress","phase":"","progress":{"done":1,"total":2,"read":0,"stored":0,"eta_seconds":0.25}}`: plugin.Event{
