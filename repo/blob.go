@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"bytes"
 	"container/list"
 	"context"
 	"errors"
@@ -49,8 +50,9 @@ func (e *MissingError) Unwrap() []error {
 	return out
 }
 
-// decode opens, decompresses and verifies a sealed blob, and appends the plaintext to dst. sealed is used up.
-func (r *Repository) decode(dst []byte, b restic.Blob, sealed []byte) ([]byte, error) {
+// decode opens, decompresses and verifies a sealed blob. sealed is used up: the plaintext lies in it, or in buf, which grows as
+// needed, if the blob is compressed.
+func (r *Repository) decode(buf *[]byte, b restic.Blob, sealed []byte) ([]byte, error) {
 	if n := uint64(b.Size()); n > maxBlob(b.Type) || b.Compressed() && !restic.Plausible(len(sealed), n) {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", b.BlobHandle, ErrDamaged, b.Size())
 	}
@@ -58,22 +60,20 @@ func (r *Repository) decode(dst []byte, b restic.Blob, sealed []byte) ([]byte, e
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", b.BlobHandle, ErrDamaged, err)
 	}
-	n := len(dst)
-	if need := n + b.Size(); cap(dst) < need || dst == nil {
-		dst = append(make([]byte, 0, need), dst...)
-	}
-	dst = dst[:n+b.Size()]
 	if b.Compressed() {
-		if err := r.zstd.Decompress(dst[n:], plain); err != nil {
+		frame := plain
+		if cap(*buf) < b.Size() {
+			*buf = make([]byte, b.Size())
+		}
+		plain = (*buf)[:b.Size()]
+		if err := r.zstd.Decompress(plain, frame); err != nil {
 			return nil, fmt.Errorf("%s: %w: %w", b.BlobHandle, ErrDamaged, err)
 		}
-	} else {
-		copy(dst[n:], plain)
 	}
-	if restic.Hash(dst[n:]) != b.ID {
+	if restic.Hash(plain) != b.ID {
 		return nil, fmt.Errorf("%s: %w: its content does not have the hash it is named by", b.BlobHandle, ErrDamaged)
 	}
-	return dst, nil
+	return plain, nil
 }
 
 // loadEntry reads one copy of a blob, trees from the cache if it has them.
@@ -81,7 +81,7 @@ func (r *Repository) loadEntry(ctx context.Context, e index.Entry) ([]byte, erro
 	if e.Type == restic.TreeBlob {
 		h := backend.Handle{Type: restic.PackFile, Name: e.Pack.String()}
 		if sealed, ok := r.cache.slice(ctx, r, h, e.Blob); ok {
-			if out, err := r.decode(nil, e.Blob, sealed); err == nil {
+			if out, err := r.decode(new([]byte), e.Blob, sealed); err == nil {
 				return out, nil
 			}
 			r.cache.drop(h)
@@ -105,9 +105,12 @@ func (r *Repository) loadStored(ctx context.Context, e index.Entry) ([]byte, err
 	if err := r.readPack(ctx, e.Pack, int64(e.Offset), sealed); err != nil {
 		return nil, err
 	}
-	out, err := r.decode(nil, e.Blob, sealed)
+	out, err := r.decode(new([]byte), e.Blob, sealed)
 	if err != nil {
 		return nil, fmt.Errorf("data/%s: %w", e.Pack, err)
+	}
+	if !e.Compressed() {
+		out = bytes.Clone(out) // it lies in the buffer that goes back
 	}
 	return out, nil
 }

@@ -51,10 +51,9 @@ func (r *Repository) Fetch(ctx context.Context, ids []restic.ID, fn func(i int, 
 	f.slots = make(chan struct{}, max(1, r.be.Connections()))
 	for range min(max(cap(f.slots), runtime.GOMAXPROCS(0)), max(1, len(reads))) {
 		g.Go(func() error {
-			var buf, plain []byte
+			var b readBuffers
 			for rd := range work {
-				var err error
-				if buf, plain, err = f.run(ctx, rd, buf, plain); err != nil {
+				if err := f.run(ctx, rd, &b); err != nil {
 					return err
 				}
 			}
@@ -183,33 +182,42 @@ func coalesce(pack restic.ID, entries []index.Entry) (out []read) {
 	return out
 }
 
-// run reads a range and delivers the chunks in it. It returns its buffers for the next one.
-func (f *fetch) run(ctx context.Context, rd read, buf, plain []byte) ([]byte, []byte, error) {
+// readBuffers are what one range after another is read and decoded into. They grow as needed.
+type readBuffers struct{ sealed, plain []byte }
+
+// room gives the buffer for sealed blobs the length n.
+func (b *readBuffers) room(n int64) []byte {
+	if int64(cap(b.sealed)) < n {
+		b.sealed = make([]byte, n)
+	}
+	b.sealed = b.sealed[:n]
+	return b.sealed
+}
+
+// run reads a range and delivers the chunks in it.
+func (f *fetch) run(ctx context.Context, rd read, b *readBuffers) error {
 	select {
 	case f.slots <- struct{}{}:
 	case <-ctx.Done():
-		return buf, plain, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
-	if n := rd.limit - rd.offset; int64(cap(buf)) < n {
-		buf = make([]byte, n)
-	}
-	buf = buf[:rd.limit-rd.offset]
-	err := f.r.readPack(ctx, rd.pack, rd.offset, buf)
+	sealed := b.room(rd.limit - rd.offset)
+	err := f.r.readPack(ctx, rd.pack, rd.offset, sealed)
 	<-f.slots
 	if err != nil && !damage(err) {
-		return buf, plain, err
+		return err
 	}
 	for _, e := range rd.entries {
 		if ctx.Err() != nil {
-			return buf, plain, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
+		var plain []byte
 		good := err == nil
 		if good {
 			lo := int64(e.Offset) - rd.offset
-			out, bad := f.r.decode(plain[:0], e.Blob, buf[lo:lo+int64(e.Length)])
-			if good = bad == nil; good {
-				plain = out
-			}
+			var bad error
+			plain, bad = f.r.decode(&b.plain, e.Blob, sealed[lo:lo+int64(e.Length)])
+			good = bad == nil
 		}
 		if !good {
 			// Once more alone: the fault may lie on the way, or another copy may be good.
@@ -220,15 +228,15 @@ func (f *fetch) run(ctx context.Context, rd read, buf, plain []byte) ([]byte, []
 				continue
 			}
 			if lost != nil {
-				return buf, plain, lost
+				return lost
 			}
 			plain = out
 		}
 		if err := f.deliver(e.ID, plain); err != nil {
-			return buf, plain, err
+			return err
 		}
 	}
-	return buf, plain, nil
+	return nil
 }
 
 func (f *fetch) deliver(id restic.ID, data []byte) error {

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -73,6 +74,63 @@ func flipEveryByte(t *testing.T, version int) {
 	if filesOf[restic.PackFile] != 4 || filesOf[restic.LockFile] != 1 {
 		t.Errorf("%d packs and %d locks, not one for each of two files and two trees, and one", filesOf[restic.PackFile], filesOf[restic.LockFile])
 	}
+}
+
+// A whole pack at the place of another of the same length is intact in itself, down to its MACs, and still noticed; so are a pack
+// with a byte too many or too few, and one whose blobs changed places.
+func TestEveryWrongPackIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		be := backendtest.NewMemory()
+		r, err := Init(t.Context(), be, InitOptions{Password: password, KeyTime: time.Nanosecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		files := make(map[string][]byte)
+		for i := range 8 {
+			files[fmt.Sprint(i)] = noise(uint64(i), 100)
+		}
+		if _, err := commitFiles(t.Context(), r, "many blobs in a pack", files); err != nil {
+			t.Fatal(err)
+		}
+		r.packSize = 1
+		for _, name := range []string{"x", "y"} {
+			if _, err := commitFiles(t.Context(), r, name, map[string][]byte{"f": noise(uint64(name[0]), 100)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wrong := 0
+		try := func(h backend.Handle, content []byte) {
+			wrong++
+			broken := be.Clone()
+			broken.Replace(h, content)
+			if err := noticed(t, r, broken, h); err != nil {
+				t.Errorf("%s: %v", h, err)
+			}
+		}
+		ofLength := make(map[int][]backend.Handle)
+		for _, h := range be.Handles() {
+			if h.Type != restic.PackFile {
+				continue
+			}
+			pack := be.Bytes(h)
+			try(h, append(bytes.Clone(pack), 0))
+			try(h, pack[:len(pack)-1])
+			if size := 100 + restic.Sealed; headerOf(pack) >= 2*size && headerOf(pack)%size == 0 {
+				try(h, slices.Concat(pack[size:2*size], pack[:size], pack[2*size:]))
+			}
+			ofLength[len(pack)] = append(ofLength[len(pack)], h)
+		}
+		for _, same := range ofLength {
+			for i, h := range same[1:] {
+				try(h, be.Bytes(same[i]))
+				try(same[i], be.Bytes(h))
+			}
+		}
+		if packs := len(be.Handles()); wrong < packs {
+			t.Errorf("only %d wrong packs were tried", wrong)
+		}
+	})
 }
 
 // headerOf is where in a pack its header begins; the pack's last four bytes tell the header's length.

@@ -143,12 +143,11 @@ func (p *pruner) repack(ctx context.Context) (err error) {
 
 // copier moves blobs from pack to pack, with buffers for one read.
 type copier struct {
-	p      *pruner
-	s      *session
-	slots  chan struct{}
-	buf    []byte
-	sealed []byte
-	plain  []byte
+	p       *pruner
+	s       *session
+	slots   chan struct{}
+	buffers readBuffers
+	sealed  []byte // of a blob, since decoding uses it up
 }
 
 func (c *copier) copy(ctx context.Context, rd read) error {
@@ -157,19 +156,16 @@ func (c *copier) copy(ctx context.Context, rd read) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	if n := rd.limit - rd.offset; int64(cap(c.buf)) < n {
-		c.buf = make([]byte, n)
-	}
-	c.buf = c.buf[:rd.limit-rd.offset]
-	err := c.p.r.readPack(ctx, rd.pack, rd.offset, c.buf)
+	buf := c.buffers.room(rd.limit - rd.offset)
+	err := c.p.r.readPack(ctx, rd.pack, rd.offset, buf)
 	<-c.slots
 	if err != nil && !damage(err) {
 		return err
 	}
 	for _, e := range rd.entries {
 		lo := int64(e.Offset) - rd.offset
-		c.sealed = append(c.sealed[:0], c.buf[lo:lo+int64(e.Length)]...)
-		out, bad := c.p.r.decode(c.plain[:0], e.Blob, c.buf[lo:lo+int64(e.Length)])
+		c.sealed = append(c.sealed[:0], buf[lo:lo+int64(e.Length)]...)
+		out, bad := c.p.r.decode(&c.buffers.plain, e.Blob, buf[lo:lo+int64(e.Length)])
 		if err != nil || bad != nil {
 			// Another try, another copy; if there is none prune gives up before it deletes anything.
 			out, err := c.p.r.LoadBlob(ctx, e.BlobHandle)
@@ -181,7 +177,6 @@ func (c *copier) copy(ctx context.Context, rd read) error {
 			}
 			continue
 		}
-		c.plain = out
 		if c.worthCompressing(e.Blob) {
 			if err := c.s.submit(&job{handle: e.BlobHandle, data: slices.Clone(out), stats: &counters{}}); err != nil {
 				return err

@@ -276,7 +276,7 @@ func (r *Repository) salvagePacks(ctx context.Context, c *checker, salvage map[r
 			if err := r.readPack(ctx, id, int64(b.Offset), sealed); err != nil {
 				return err
 			}
-			if _, err := r.decode(nil, b, slices.Clone(sealed)); err != nil {
+			if _, err := r.decode(new([]byte), b, slices.Clone(sealed)); err != nil {
 				return err
 			}
 			if err := s.copySealed(b, sealed); err != nil {
