@@ -51,7 +51,7 @@ type piece struct {
 
 // workspace is the memory of one run of Chunks.
 type workspace struct {
-	chunk  []byte   // of the cutter's max
+	chunk  []byte   // of MaxSize; what is never touched takes no memory
 	pieces []*piece // not in use
 }
 
@@ -72,7 +72,7 @@ func (a *ahead) space() *workspace {
 	if a.w == nil {
 		w, _ := a.c.spaces.Get().(*workspace)
 		if w == nil {
-			w = &workspace{chunk: make([]byte, a.c.max)}
+			w = &workspace{chunk: make([]byte, MaxSize)}
 		}
 		a.w = w
 		a.jobs = make(chan *piece, a.depth+1)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -298,5 +299,44 @@ func TestNoAllocationPerChunk(t *testing.T) {
 	}
 	if less, more := allocs(16<<20), allocs(64<<20); more > less+8 { // 30 chunks and 48 reads more
 		t.Errorf("%v allocations for 16 MiB, %v for 64 MiB", less, more)
+	}
+}
+
+// Chunks whose memory is taken stay what they are, those that are not taken come right as well, in full and in an increment.
+func TestTakenChunksStay(t *testing.T) {
+	taken := 0
+	for seed := range uint64(20) {
+		rng := rand.New(rand.NewPCG(seed, 0))
+		old, now, dirty, holes := disks(rng, 200_000)
+		c := small(t, limits{min: 256, max: 16384, bits: 10, step: 128})
+		lens, _ := full(old, c)
+		for _, p := range []Plan{{Size: int64(len(now))}, {Size: int64(len(now)), Old: lens, Dirty: dirty, Holes: holes}} {
+			kept := make(map[int64][]byte)
+			for ch, err := range p.Chunks(bytes.NewReader(now), c) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				want := now[ch.Off:][:ch.Len]
+				switch {
+				case ch.Data == nil:
+				case !bytes.Equal(ch.Data, want):
+					t.Fatalf("seed %d: the chunk at %d is another", seed, ch.Off)
+				case rng.IntN(16) == 0:
+					kept[ch.Off] = ch.Take(bytes.Repeat([]byte{0xee}, MaxSize))
+				}
+			}
+			for off, data := range kept {
+				if !bytes.Equal(data, now[off:][:len(data)]) {
+					t.Fatalf("seed %d: the chunk at %d changed after it was taken", seed, off)
+				}
+				if cap(data) != MaxSize {
+					t.Fatalf("seed %d: %d bytes were taken for %d", seed, cap(data), MaxSize)
+				}
+			}
+			taken += len(kept)
+		}
+	}
+	if taken < 20 {
+		t.Errorf("only %d chunks were taken", taken)
 	}
 }

@@ -50,13 +50,26 @@ type Lender interface {
 //	old     Old is the index in Plan.Old of the chunk it repeats; Data is nil
 //	zero    Zero is set: Len is the cutter's Zero and all bytes are zero, so the ID is known without hashing; Data is nil
 //
-// Data is valid until the next chunk is asked for: its memory is used again.
+// Data is valid until the next chunk is asked for: its memory is used again, unless it is taken.
 type Chunk struct {
 	Off  int64 // in the part, bytes
 	Len  int   // bytes
 	Data []byte
 	Old  int // -1 unless old
 	Zero bool
+
+	stream *stream
+}
+
+// Take gives Data's memory away for good, in exchange for other memory of [MaxSize] bytes, and returns Data with its
+// capacity of as many. It is for new chunks only, once each, before the next is asked for.
+func (c Chunk) Take(with []byte) []byte {
+	s := c.stream
+	w := s.ahead.space()
+	data := w.chunk[:len(c.Data)]
+	w.chunk = with[:MaxSize]
+	s.rest = w.chunk[:copy(w.chunk, s.rest)]
+	return data
 }
 
 // Chunks yields the chunks of the part r, in order and without gaps from 0 to Size. They are the chunks a full read
@@ -184,7 +197,7 @@ func (s *stream) next(off int64) (Chunk, error) {
 	if len(data) == s.c.zero && zero(data) {
 		return Chunk{Off: off, Len: len(data), Old: -1, Zero: true}, nil
 	}
-	return Chunk{Off: off, Len: len(data), Data: data, Old: -1}, nil
+	return Chunk{Off: off, Len: len(data), Data: data, Old: -1, stream: s}, nil
 }
 
 // cut reads and scans in turn until the chunk at off ends.
@@ -193,7 +206,10 @@ func (s *stream) next(off int64) (Chunk, error) {
 // may be read before it is certain that no chunk starts where it does, so reading halts at keep points.
 func (s *stream) cut(off int64) ([]byte, error) {
 	buf := s.ahead.space().chunk
-	n := copy(buf, s.rest)
+	n := len(s.rest)
+	if n > 0 && &buf[0] != &s.rest[0] {
+		copy(buf, s.rest)
+	}
 	limit := int(min(int64(s.c.max), s.size-off))
 	for scanned := 0; ; {
 		if i := s.c.scan(buf, scanned, n); i > 0 {

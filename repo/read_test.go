@@ -217,6 +217,44 @@ func TestBlobsLargerThanAPackAreStored(t *testing.T) {
 	wantClean(t, r)
 }
 
+// A writer that takes chunks' memory stores each as it was, hands out memory of the length it promises, and takes nothing of
+// what it need not store.
+func TestTakenChunksAreStored(t *testing.T) {
+	r := create(t, backendtest.NewMemory())
+	var want []byte
+	taken := 0
+	ids, _ := listed(t, r, func(c *Content) error {
+		memory := make([]byte, chunkBuffer)
+		for i := range 40 {
+			chunk := memory[:copy(memory, noise(uint64(i%30), 1000+i%30*100))]
+			want = append(want, chunk...)
+			err := c.AppendTaken(chunk, func(with []byte) []byte {
+				if len(with) != chunkBuffer || &with[0] == &memory[0] {
+					t.Errorf("%d bytes for the memory of a chunk", len(with))
+				}
+				taken++
+				memory = with
+				return chunk[:len(chunk):chunkBuffer]
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if taken != 30 {
+		t.Errorf("30 new chunks, %d were taken", taken)
+	}
+	rd, err := r.Reader(t.Context(), ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if _, err := rd.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("what was taken comes back otherwise: %v", err)
+	}
+}
+
 func TestCompressionIsAChoice(t *testing.T) {
 	text := bytes.Repeat([]byte("compressible "), 10_000)
 	sizes := make(map[restic.Compression]int64)

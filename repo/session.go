@@ -216,12 +216,12 @@ func (s *session) submit(j *job) error {
 	return s.send(j)
 }
 
-// buffer waits for a free buffer and gives it the length n. Buffers are made in full length at once: what is never touched
-// takes no memory, while buffers that grow leave garbage behind.
+// buffer waits for a free buffer and gives it the length n. Buffers have the length of the longest chunk at once: what is never
+// touched takes no memory, while buffers that grow leave garbage behind.
 func (s *session) buffer(n int) ([]byte, error) {
 	select {
 	case b := <-s.buffers:
-		if cap(b) < n {
+		if cap(b) < max(n, chunkBuffer) {
 			b = make([]byte, n, max(n, chunkBuffer))
 		}
 		return b[:n], nil

@@ -147,8 +147,8 @@ func (w *Writer) Stats() Stats {
 // HasBlob reports whether the repository holds the blob already, or is about to.
 func (w *Writer) HasBlob(h restic.BlobHandle) bool { return w.s.index.Has(h) }
 
-// put stores a blob unless it is known. data is valid during the call only.
-func (w *Writer) put(h restic.BlobHandle, data []byte) error {
+// put stores a blob unless it is known. data is valid during the call only, unless take gives it away.
+func (w *Writer) put(h restic.BlobHandle, data []byte, take Take) error {
 	if err := context.Cause(w.ctx); err != nil {
 		return err
 	}
@@ -161,8 +161,13 @@ func (w *Writer) put(h restic.BlobHandle, data []byte) error {
 	if err != nil {
 		return err
 	}
-	copy(buf, data)
-	j.data, j.pooled = buf, true
+	if take != nil {
+		j.data = take(buf[:chunkBuffer])
+	} else {
+		copy(buf, data)
+		j.data = buf
+	}
+	j.pooled = true
 	return w.s.send(j)
 }
 
@@ -171,8 +176,12 @@ func (w *Writer) SaveBlob(data []byte) (restic.ID, error) {
 	if uint64(len(data)) > maxBlob(restic.DataBlob) {
 		return restic.ID{}, fmt.Errorf("a blob of %d bytes is too large", len(data))
 	}
+	return w.saveBlob(data, nil)
+}
+
+func (w *Writer) saveBlob(data []byte, take Take) (restic.ID, error) {
 	id := w.r.hashChunk(data)
-	return id, w.put(restic.BlobHandle{ID: id, Type: restic.DataBlob}, data)
+	return id, w.put(restic.BlobHandle{ID: id, Type: restic.DataBlob}, data, take)
 }
 
 // SaveTree stores a directory and returns its ID. The nodes must be in strictly ascending order of their names.
@@ -232,11 +241,24 @@ func (w *Writer) Content() *Content { return &Content{w: w, ids: []restic.ID{}} 
 // much waits to be stored.
 func (c *Content) Append(data []byte) error {
 	id, err := c.w.SaveBlob(data)
+	return c.appended(id, len(data), err)
+}
+
+// Take gives the memory of a chunk away, with the chunk in it, in exchange for other memory of 8 MiB.
+type Take func(with []byte) (chunk []byte)
+
+// AppendTaken is Append without a copy: where a chunk of at most 8 MiB is to be stored, its memory is taken during the call.
+func (c *Content) AppendTaken(data []byte, take Take) error {
+	id, err := c.w.saveBlob(data, take)
+	return c.appended(id, len(data), err)
+}
+
+func (c *Content) appended(id restic.ID, size int, err error) error {
 	if err != nil {
 		return err
 	}
 	c.ids = append(c.ids, id)
-	c.size += int64(len(data))
+	c.size += int64(size)
 	return nil
 }
 
@@ -262,7 +284,7 @@ func (c *Content) Zeros(n int64) error {
 	if whole > 0 {
 		id := restic.ZeroChunk()
 		h := restic.BlobHandle{ID: id, Type: restic.DataBlob}
-		if err := c.w.put(h, c.w.r.zeros); err != nil {
+		if err := c.w.put(h, c.w.r.zeros, nil); err != nil {
 			return err
 		}
 		if whole > math.MaxInt32 {

@@ -485,7 +485,7 @@ func (b *volumeBackup) content(ctx context.Context, g *errgroup.Group, at place,
 			case chunk.Zero:
 				err = c.Zeros(int64(chunk.Len))
 			default:
-				err = c.Append(chunk.Data)
+				err = c.AppendTaken(chunk.Data, chunk.Take)
 			}
 			if err != nil {
 				return err

@@ -119,7 +119,7 @@ func (m *imaging) part(ctx context.Context, n int) (func() (restic.ID, error), e
 			m.reused.Add(int64(chunk.Len))
 			err = c.Keep(content[chunk.Old], chunk.Len)
 		default:
-			err = c.Append(chunk.Data)
+			err = c.AppendTaken(chunk.Data, chunk.Take)
 			count = func(n int64) { m.meter.done.Add(n) } // moved when it was read
 		}
 		if err != nil {
