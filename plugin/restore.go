@@ -39,7 +39,7 @@ type RestoreRequest struct {
 	Verify       bool // read back what was written and compare with the point
 	PowerOff     bool // modes that overwrite: power the machine off first, otherwise refuse
 	PowerOn      bool // afterwards
-	KeepPartial  bool // after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already
+	KeepPartial  bool // after a failure keep the half-made machine, or the half-filled disks that are to be attached, for the same restore to go on with
 	AllowMissing bool // go on without what the repository lost, and report it: new disks have zeros there, existing ones stay as they are
 	Force        bool // overwrite files that exist in Directory
 }

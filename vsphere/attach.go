@@ -17,7 +17,8 @@ type DiskSpec struct {
 	Operation *Operation // required
 	Place     string     // "scsi1:3" or "scsi1-3"; empty: the first free one of a SCSI, NVMe or SATA controller that exists
 	Replace   bool       // the place may be taken: the disk there is detached, its file kept
-	Hot       bool       // the machine runs and goes on running, see [VM.HotAdd]
+	Hot       bool       // the machine runs and goes on running
+	Carried   bool       // the disk is filled before it is attached, see [VM.Carry]; those of machines that run always are
 	Datastore string     // empty: the machine's home
 	Capacity  int64      // bytes
 	Provision Provisioning

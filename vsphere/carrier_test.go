@@ -14,7 +14,7 @@ func TestManyDisksAreHotAdded(t *testing.T) {
 	v := w.find("web")
 	links := len(w.lab.Links())
 	add := func(n int) ([]Disk, error) {
-		h := HotAdd{Operation: w.begin(), Fill: func(_ context.Context, carrier *VM, disks []Disk) (map[string]string, error) {
+		h := Carry{Operation: w.begin(), Fill: func(_ context.Context, carrier *VM, disks []Disk) (map[string]string, error) {
 			for i, d := range disks {
 				if d.Capacity != int64(i+1)*mib || carrier.ID() == v.ID() {
 					t.Errorf("disk %d to fill is %s of %d bytes", i, d.Name, d.Capacity)
@@ -25,7 +25,7 @@ func TestManyDisksAreHotAdded(t *testing.T) {
 		for i := range n {
 			h.Disks = append(h.Disks, DiskSpec{Hot: true, Capacity: int64(i+1) * mib, Provision: ProvisionThin})
 		}
-		return v.HotAdd(w.ctx, h)
+		return v.Carry(w.ctx, h)
 	}
 	if _, err := add(15); !errors.Is(err, ErrUnsuitable) || len(w.lab.Links()) != links {
 		t.Errorf("fifteen disks for fourteen places: %v, files %v", err, w.lab.Links())
@@ -51,7 +51,7 @@ func TestCarriedDisksOfADestroyedMachineGo(t *testing.T) {
 	v := w.find("web")
 	op, err := w.j.Begin("", "repo1")
 	must(t, err)
-	_, err = v.HotAdd(w.ctx, HotAdd{Operation: op, Disks: []DiskSpec{{Hot: true, Capacity: mib}}, Fill: func(ctx context.Context, carrier *VM, _ []Disk) (map[string]string, error) {
+	_, err = v.Carry(w.ctx, Carry{Operation: op, Disks: []DiskSpec{{Hot: true, Capacity: mib}}, Fill: func(ctx context.Context, carrier *VM, _ []Disk) (map[string]string, error) {
 		must(t, carrier.unload(ctx))
 		must(t, w.lab.Machine("web").PowerOff())
 		must(t, v.Destroy(ctx))

@@ -34,7 +34,10 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	spec.Annotation = op.mark()
 	e := entry{Kind: EntryMachine, Server: c.about.InstanceUUID, Machine: p.at.folder.Value, Path: path.Join(p.Folder, p.Name), Name: p.Name}
 	keep := p.asked.KeepFailed || p.Begun
-	if keep {
+	switch {
+	case keep && p.temporary:
+		e.Action = actionHold
+	case keep:
 		e.Action = actionKeep
 	}
 	x, err := op.announce(e)
@@ -71,8 +74,12 @@ func (c *Client) CreateMachine(ctx context.Context, p *MachinePlan, fn func(cont
 	if err := p.verify(vm); err != nil {
 		return nil, err
 	}
-	if err := fn(ctx, vm); err != nil || p.temporary {
+	if err := fn(ctx, vm); err != nil {
 		return nil, err
+	}
+	if p.temporary {
+		keep = false
+		return nil, nil
 	}
 	if err := vm.reconfigure(ctx, "finish "+p.Name, types.VirtualMachineConfigSpec{Annotation: orText(p.final, " "), ExtraConfig: p.asked.Mark.done()}); err != nil {
 		return nil, err

@@ -58,11 +58,13 @@ type entry struct {
 	Path    string    `json:"path,omitempty"`    // inventory path
 	Object  string    `json:"object,omitempty"`  // snapshot's name, then its id; disk's datastore path; method; machine's id; overwrite: the point
 	Name    string    `json:"name,omitempty"`    // machine: name; disk: place; overwrite: key of the mark
-	Action  string    `json:"action,omitempty"`  // disk: "detach", "delete" or "carry"; change tracking: "on" or "reset"; machine: "keep"
+	Action  string    `json:"action,omitempty"`  // disk: "detach", "delete", "carry" or "hold"; change tracking: "on" or "reset"; machine: "keep" or "hold"
 	Before  []string  `json:"before,omitempty"`  // disk: datastore paths of the machine's disks before
 	Old     *oldDisk  `json:"old,omitempty"`     // disk: what had to make room
 
 	Datacenter string `json:"datacenter,omitempty"` // managed object id; disk that is carried: where its datastore is
+	Carrier    string `json:"carrier,omitempty"`    // managed object id; disk that is held: the machine that carries it
+	Fill       string `json:"fill,omitempty"`       // disk that is held: what it is to become
 
 	Operation  string    `json:"operation,omitempty"`
 	Repository string    `json:"repository,omitempty"`
@@ -490,19 +492,13 @@ func (j *Journal) peek() (open []announced, live []string, err error) {
 		if j.running(id) {
 			live, keep = append(live, id), keepRunning
 		}
-		f, err := os.Open(name)
+		o, err := j.look(name)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			errs = append(errs, err)
-			continue
 		}
-		o := &Operation{j: j, id: id, open: make(map[int]entry)}
-		if _, err := o.replay(f); err != nil {
-			errs = append(errs, fmt.Errorf("journal file %s: %w", name, err))
-		}
-		f.Close()
 		for _, x := range o.effects() {
 			l := leftoverOf(o, x.e)
 			l.Keep = keep
@@ -510,4 +506,18 @@ func (j *Journal) peek() (open []announced, live []string, err error) {
 		}
 	}
 	return open, live, errors.Join(errs...)
+}
+
+// look reads one operation's file without taking it over: as far as it can be read.
+func (j *Journal) look(name string) (*Operation, error) {
+	o := &Operation{j: j, name: name, id: strings.TrimSuffix(filepath.Base(name), ".jsonl"), open: make(map[int]entry)}
+	f, err := os.Open(name)
+	if err != nil {
+		return o, err
+	}
+	defer f.Close()
+	if _, err := o.replay(f); err != nil {
+		return o, fmt.Errorf("journal file %s: %w", name, err)
+	}
+	return o, nil
 }

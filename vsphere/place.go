@@ -15,8 +15,8 @@ func (v *VM) PlanDisk(ctx context.Context, spec DiskSpec) (name, old string, err
 	}
 	devices := vm.Config.Hardware.Device
 	name, key, _, err := v.choosePlace(devices, spec.Place, spec.Replace && !spec.Hot)
-	if err == nil && spec.Hot {
-		err = v.takesHot(vm, spec, key)
+	if err == nil && (spec.Hot || spec.Carried) {
+		err = v.takesCarried(vm, spec, key)
 	}
 	if err != nil {
 		return "", "", err

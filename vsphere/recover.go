@@ -88,6 +88,7 @@ const (
 	keepUnknown = "the journal does not know it"
 	keepHalf    = "its disks are overwritten in part: run the restore again"
 	keepBegun   = "its disks are filled in part: run the restore again, or destroy it"
+	keepHeld    = "it is filled in part: run the restore again, or destroy the machine that carries it"
 	keepWhose   = "whether vmkeep made it cannot be told: detach it if nobody misses it"
 )
 
@@ -142,9 +143,12 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, opts RecoverOp
 		}
 		vm := c.VM(Machine{ID: x.e.Machine, Path: x.e.Path})
 		var err error
-		if x.e.Kind == EntryLibrary {
+		switch {
+		case x.e.Kind == EntryLibrary:
 			err = opts.detach(ctx, x.e)
-		} else {
+		case x.e.Kind == EntryMachine && x.e.Action == actionHold && len(o.held()) > 0:
+			err = errBegun
+		default:
 			err = c.undo(ctx, vm, x.e, o.id, x.e.Object)
 		}
 		switch {
@@ -156,6 +160,8 @@ func (c *Client) undoOperation(ctx context.Context, o *Operation, opts RecoverOp
 			l.Keep = keepHalf
 		case errors.Is(err, errBegun):
 			l.Keep = keepBegun
+		case errors.Is(err, errHeld):
+			l.Keep = keepHeld
 		}
 		if l.Keep != "" {
 			report.Kept = append(report.Kept, l)
@@ -199,6 +205,9 @@ func (c *Client) undo(ctx context.Context, vm *VM, e entry, operation, object st
 	case EntryCBT:
 		return vm.undoTracking(ctx, e)
 	case EntryDisk:
+		if e.Action == actionHold {
+			return vm.settle(ctx, e, operation)
+		}
 		return vm.undoDisk(ctx, e)
 	case EntryMethod:
 		return vm.enableMethods(ctx, operation)

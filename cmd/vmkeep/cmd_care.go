@@ -303,7 +303,8 @@ func (a *app) prune(ctx context.Context, s session, r plugin.PruneRequest) error
 func (a *app) recoverCommand() *cobra.Command {
 	return &cobra.Command{Use: "recover", Short: "Undo what interrupted operations left on vSphere", Args: takes(0, 0),
 		Long: `Undo what interrupted operations left on vSphere: snapshots, attached disks, half-made machines. Only what vmkeep
-made is touched. Every backup does this first; the command is for when none is due.`,
+made is touched, and of that nothing which a restore is to go on with (--keep-partial). Every backup does this first;
+the command is for when none is due.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return a.withPlugin(cmd, func(ctx context.Context, s session) error {
 				w := a.watch()

@@ -25,7 +25,8 @@ func (a *app) restoreCommand() *cobra.Command {
 
 --plan tells what would happen, and what cannot, without doing anything.
 A restore that was interrupted goes on when it is run again: over existing disks and into files always, to a new machine
-where --keep-partial was given.`,
+and to disks that are attached where --keep-partial was given. Such disks wait in a machine of their own, vmkeep-...; who
+does not want them any more destroys it.`,
 		Example: `  vmkeep restore latest --machine web1 --name web1-copy --network "VM Network=Lab" --plan
   vmkeep restore 1a2b3c4d --mode rollback --power-off --power-on
   vmkeep restore 1a2b3c4d --to /srv/out --format raw --disk scsi0-0`,
@@ -58,7 +59,7 @@ where --keep-partial was given.`,
 	f.BoolVar(&r.Verify, "verify", false, "read back what was written and compare")
 	f.BoolVar(&r.PowerOff, "power-off", false, "power the machine off first, where that is needed")
 	f.BoolVar(&r.PowerOn, "power-on", false, "power the machine on afterwards")
-	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already")
+	f.BoolVar(&r.KeepPartial, "keep-partial", false, "after a failure keep the half-made machine, or the half-filled disks that are to be attached, for the same restore to go on with")
 	f.BoolVar(&r.AllowMissing, "allow-missing", false, "go on where the repository lost data, and report where: new disks have zeros there, existing ones stay as they are")
 	plan := f.BoolP("plan", "n", false, "only tell what would happen")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

@@ -73,15 +73,14 @@ func (r *rig) extra(machine, key string) string {
 	return text
 }
 
-// A restore to a new machine that is to be kept half-made, and ends while it writes the second disk, goes on when it is
-// run again: it writes no more than what is missing, and the machine is as if nothing had happened.
-func TestNewMachineIsGoneOnWith(t *testing.T) {
-	for name, interrupt := range map[string]func(r *rig, req plugin.RestoreRequest) error{
+// interruptions are the ways in which a restore may end while it writes the disk scsi0-1.
+func interruptions() map[string]func(*rig, plugin.RestoreRequest) error {
+	return map[string]func(*rig, plugin.RestoreRequest) error{
 		"cancelled": func(r *rig, req plugin.RestoreRequest) error {
 			ctx, cancel := context.WithCancel(noCancel())
 			defer cancel()
 			_, err := r.Restore(ctx, req, once("scsi0-1", cancel))
-			failsWith(t, err, plugin.CodeCancelled, "")
+			failsWith(r.t, err, plugin.CodeCancelled, "")
 			return err
 		},
 		"datastore full": func(r *rig, req plugin.RestoreRequest) error {
@@ -90,11 +89,17 @@ func TestNewMachineIsGoneOnWith(t *testing.T) {
 			})
 			second := once("scsi0-1", func() { r.at.control("fault Write code=8") })
 			_, err := r.Restore(noCancel(), req, func(ev plugin.Event) { first(ev); second(ev) })
-			failsWith(t, err, plugin.CodeSpace, "")
+			failsWith(r.t, err, plugin.CodeSpace, "")
 			return err
 		},
 		"killed": func(r *rig, req plugin.RestoreRequest) error { return r.killedIn(req) },
-	} {
+	}
+}
+
+// A restore to a new machine that is to be kept half-made, and ends while it writes the second disk, goes on when it is
+// run again: it writes no more than what is missing, and the machine is as if nothing had happened.
+func TestNewMachineIsGoneOnWith(t *testing.T) {
+	for name, interrupt := range interruptions() {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t, littleDisks())
 			point, saved := twoFullDisks(r)

@@ -132,6 +132,15 @@ func (j *restoreJob) planOnMachine(ctx context.Context, out *plugin.RestorePlan)
 		out.Steps = append(out.Steps, "power off "+st.Path)
 	}
 	if j.req.Mode == plugin.RestoreAttach {
+		journal, err := j.op.conn.openJournal()
+		if err != nil {
+			return err
+		}
+		held, err := vm.Held(journal, j.becoming())
+		if err != nil {
+			return err
+		}
+		j.begun = held != ""
 		if err := j.planAttach(ctx, &machineTarget{vc: vc, vm: vm, state: st}, out); err != nil {
 			return err
 		}

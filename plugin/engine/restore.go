@@ -63,6 +63,10 @@ type restoreJob struct {
 	disks  []manifestDisk
 	report *plugin.RestoreReport
 	scope  scope
+
+	// Of an attachment that goes on where an interrupted run stopped.
+	begun bool               // the disks are filled in part
+	held  *vsphere.Operation // the run's, taken over
 }
 
 // chosen are the disks that the request names, all of them where it names none.
@@ -257,11 +261,16 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 	if plan.Begun {
 		j.clearJournal(ctx, vc, journal)
 	}
-	if j.req.PowerOn {
-		j.scope.phase(plugin.PhasePowerOn)
-		return vm.PowerOn(ctx)
+	return j.powerOn(ctx, vm)
+}
+
+// powerOn starts the machine where that was asked for.
+func (j *restoreJob) powerOn(ctx context.Context, vm *vsphere.VM) error {
+	if !j.req.PowerOn {
+		return nil
 	}
-	return nil
+	j.scope.phase(plugin.PhasePowerOn)
+	return vm.PowerOn(ctx)
 }
 
 // clearJournal strikes from the journal what an interrupted run has announced and this one has completed.

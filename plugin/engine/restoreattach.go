@@ -13,17 +13,60 @@ import (
 )
 
 // attach makes new disks of the point's disks in an existing machine. Disks that are there stay, or are detached with
-// their files kept where a position was asked for that is taken. All disks are attached or none, unless a part of them
-// is to be kept.
+// their files kept where a position was asked for that is taken. All disks are attached or none.
 //
-// A machine that runs goes on running, and gets all disks at once when they are filled, see [vsphere.VM.HotAdd].
+// A machine that runs goes on running, and gets all disks at once when they are filled, see [vsphere.VM.Carry]. So does
+// one that is off where half-filled disks are to be kept for the same restore to go on with.
 func (j *restoreJob) attach(ctx context.Context) error {
+	done, err := j.takeOver(ctx)
+	if done || err != nil {
+		return err
+	}
+	if j.held != nil {
+		defer j.held.End() // twice does nothing, and who ends it before tells what is left
+	}
 	return j.onMachine(ctx, j.misplaced, func(ctx context.Context, t *machineTarget) error {
-		if j.hot(t.state) {
-			return j.hotAdd(ctx, t)
+		if j.carried(t.state) {
+			return j.carry(ctx, t)
 		}
 		return j.attachAll(ctx, t, j.disks)
 	})
+}
+
+// takeOver finds the disks that an interrupted run of the same restore left half-filled. done: it had added them, and
+// nothing is left to do.
+func (j *restoreJob) takeOver(ctx context.Context) (done bool, err error) {
+	vc, err := j.op.conn.vsphere(ctx)
+	if err != nil {
+		return false, err
+	}
+	journal, err := j.op.conn.openJournal()
+	if err != nil {
+		return false, err
+	}
+	vm, err := j.target(ctx, vc)
+	if err != nil {
+		return false, err
+	}
+	op, added, err := vm.TakeOver(ctx, journal, j.becoming())
+	if err != nil || len(added) == 0 {
+		j.held, j.begun = op, op != nil
+		return false, err
+	}
+	j.report.Machine, j.report.MachineID = vm.Machine().Path, vm.ID()
+	for i, d := range j.disks {
+		j.report.Disks = append(j.report.Disks, plugin.RestoredDisk{Name: d.Name, Capacity: d.Capacity, Reason: reasonContinued})
+		j.scope.on(d.Name).info("", "the interrupted run has attached it as "+added[i].Name, added[i].Path)
+	}
+	return true, j.powerOn(ctx, vm)
+}
+
+// becoming says what the chosen disks become when they are attached: the same text for the same restore.
+func (j *restoreJob) becoming() (out []string) {
+	for _, d := range j.disks {
+		out = append(out, j.point.snapshot.ID.String()+" "+d.Name)
+	}
+	return out
 }
 
 // hot reports whether disks are attached to the machine while it runs.
@@ -31,12 +74,17 @@ func (j *restoreJob) hot(st *vsphere.State) bool {
 	return j.req.Mode == plugin.RestoreAttach && st.Power == vsphere.PoweredOn && !j.req.PowerOff
 }
 
-// hotAdd fills disks and adds them to a machine that runs.
-func (j *restoreJob) hotAdd(ctx context.Context, t *machineTarget) error {
-	h := vsphere.HotAdd{Operation: t.op, Fill: func(ctx context.Context, carrier *vsphere.VM, made []vsphere.Disk) (map[string]string, error) {
+// carried reports whether disks are filled before they are attached to the machine.
+func (j *restoreJob) carried(st *vsphere.State) bool {
+	return j.hot(st) || j.req.KeepPartial || j.begun
+}
+
+// carry fills disks and adds them to a machine, which may run.
+func (j *restoreJob) carry(ctx context.Context, t *machineTarget) error {
+	h := vsphere.Carry{Operation: t.op, Fill: func(ctx context.Context, carrier *vsphere.VM, made []vsphere.Disk) (map[string]string, error) {
 		var uuids []string
 		for i, d := range j.disks {
-			if err := j.fillDisk(ctx, d, fillTarget{vc: t.vc, vm: carrier, disk: made[i]}); err != nil {
+			if err := j.fillDisk(ctx, d, fillTarget{t.vc, carrier, made[i], j.begun}); err != nil {
 				return nil, err
 			}
 			uuids = append(uuids, made[i].UUID)
@@ -47,12 +95,19 @@ func (j *restoreJob) hotAdd(ctx context.Context, t *machineTarget) error {
 		}
 		return map[string]string{attachedKey: attachedMark(st, uuids...)}, nil
 	}}
+	if j.req.KeepPartial || j.begun { // what was kept is not thrown away by a run that does not say so
+		h.Hold, h.Mark = j.becoming(), map[string]string{restoringKey: j.point.snapshot.ID.String()}
+	}
 	for _, d := range j.disks {
 		h.Disks = append(h.Disks, j.diskSpec(d, t.state))
 	}
-	made, err := t.vm.HotAdd(ctx, h)
+	made, err := t.vm.Carry(ctx, h)
 	for i, d := range made {
+		t.touched = true
 		j.scope.on(j.disks[i].Name).info("", "attached as "+d.Name, d.Path)
+	}
+	if carrier := t.op.Holds(); err != nil && carrier != "" {
+		j.note(warning(plugin.CodeDegraded, "the half-filled disks are kept", carrier, "run the restore again: it goes on where this one stopped; or destroy the machine"))
 	}
 	return err
 }
@@ -77,24 +132,18 @@ func (j *restoreJob) attachAll(ctx context.Context, t *machineTarget, disks []ma
 		if err := t.vm.SetExtra(ctx, map[string]string{attachedKey: attachedMark(st, to.UUID)}); err != nil {
 			return err
 		}
-		if rest = j.attachAll(ctx, t, disks[1:]); j.req.KeepPartial {
-			return nil
-		}
+		rest = j.attachAll(ctx, t, disks[1:])
 		return rest
 	})
-	if err == nil {
-		err = rest
-		t.touched = true
-		j.scope.on(d.Name).info("", "attached as "+made.Name, made.Path)
-		if err != nil {
-			j.note(plugin.Diagnostic{Severity: plugin.SeverityWarning, Summary: "a disk was attached and stays, another one failed", Object: d.Name, Detail: made.Name + ": " + made.Path, Remedy: "attach the others alone"})
-		}
-		return err
-	}
-	if rest != nil {
+	switch {
+	case rest != nil:
 		return err // it tells of its own disk
+	case err != nil:
+		return fmt.Errorf("disk %s: %w", d.Name, err)
 	}
-	return fmt.Errorf("disk %s: %w", d.Name, err)
+	t.touched = true
+	j.scope.on(d.Name).info("", "attached as "+made.Name, made.Path)
+	return nil
 }
 
 // attachedMark lists the uuids of the disks that restores attached to the machine, with others, less those that are
@@ -110,7 +159,7 @@ func attachedMark(st *vsphere.State, uuids ...string) string {
 // where that is free, else at the next free one.
 func (j *restoreJob) diskSpec(d manifestDisk, st *vsphere.State) vsphere.DiskSpec {
 	spec := vsphere.DiskSpec{Capacity: d.Capacity, Provision: vsphere.Provisioning(j.req.Target.Provisioning), Datastore: cmp.Or(j.req.Target.Datastores[d.Name], j.req.Target.Datastore)}
-	spec.Hot = j.hot(st)
+	spec.Hot, spec.Carried = j.hot(st), j.carried(st)
 	if place := j.req.Target.Positions[d.Name]; place != "" {
 		spec.Place, spec.Replace = place, !spec.Hot
 	} else if spec.Hot && strings.HasPrefix(d.Name, "ide") {
@@ -149,6 +198,9 @@ func (j *restoreJob) planDisks(ctx context.Context, t *machineTarget) (out []new
 		}
 		taken[n.place] = d.Name
 		out = append(out, n)
+	}
+	if j.begun { // they have their room already
+		return out, problems, nil
 	}
 	full, err := j.room(ctx, t, out)
 	return out, append(problems, full...), err
@@ -210,8 +262,15 @@ func (j *restoreJob) planAttach(ctx context.Context, t *machineTarget, out *plug
 			at = "the next free position" // the disks before it may have taken this one by then
 		}
 		step := fmt.Sprintf("make a disk of %d bytes at %s on %s and fill it with %s", n.saved.Capacity, at, n.spec.Datastore, n.saved.Name)
+		add := "add"
 		if n.spec.Hot {
-			step = fmt.Sprintf("make a disk of %d bytes on %s in a machine of its own, fill it with %s, and hot-add it at %s", n.saved.Capacity, n.spec.Datastore, n.saved.Name, at)
+			add = "hot-add"
+		}
+		switch {
+		case j.begun:
+			step = fmt.Sprintf("go on with the disk of %d bytes that an interrupted run has begun to fill with %s: compare it, write what is missing, and %s it at %s", n.saved.Capacity, n.saved.Name, add, at)
+		case n.spec.Carried:
+			step = fmt.Sprintf("make a disk of %d bytes on %s in a machine of its own, fill it with %s, and %s it at %s", n.saved.Capacity, n.spec.Datastore, n.saved.Name, add, at)
 		}
 		if n.old != "" {
 			step += fmt.Sprintf("; the disk that is there is detached, its file %s stays", n.old)

@@ -109,8 +109,10 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 			return err
 		}
 	}
-	if t.op, err = journal.Begin("", j.repo.ID()); err != nil {
-		return err
+	if t.op = j.held; t.op == nil {
+		if t.op, err = journal.Begin("", j.repo.ID()); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		if err := t.op.End(); err != nil {
@@ -125,11 +127,7 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 	if interrupted {
 		j.clearJournal(ctx, vc, journal)
 	}
-	if j.req.PowerOn {
-		j.scope.phase(plugin.PhasePowerOn)
-		return t.vm.PowerOn(ctx)
-	}
-	return nil
+	return j.powerOn(ctx, t.vm)
 }
 
 // shutdownTime is how long a guest may take to shut down before its machine is switched off.

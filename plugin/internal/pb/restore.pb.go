@@ -153,7 +153,7 @@ type RestoreSpec struct {
 	Verify        bool                   `protobuf:"varint,9,opt,name=verify,proto3" json:"verify,omitempty"`                                     // read back what was written and compare with the point
 	PowerOff      bool                   `protobuf:"varint,10,opt,name=power_off,json=powerOff,proto3" json:"power_off,omitempty"`                // modes that overwrite: power the machine off first, otherwise refuse
 	PowerOn       bool                   `protobuf:"varint,11,opt,name=power_on,json=powerOn,proto3" json:"power_on,omitempty"`                   // afterwards
-	KeepPartial   bool                   `protobuf:"varint,12,opt,name=keep_partial,json=keepPartial,proto3" json:"keep_partial,omitempty"`       // after a failure keep the half-made machine, for the same restore to go on with, or the disks that are attached already
+	KeepPartial   bool                   `protobuf:"varint,12,opt,name=keep_partial,json=keepPartial,proto3" json:"keep_partial,omitempty"`       // after a failure keep the half-made machine, or the half-filled disks that are to be attached, for the same restore to go on with
 	AllowMissing  bool                   `protobuf:"varint,13,opt,name=allow_missing,json=allowMissing,proto3" json:"allow_missing,omitempty"`    // go on without what the repository lost, and report it: new disks have zeros there, existing ones stay as they are
 	Force         bool                   `protobuf:"varint,14,opt,name=force,proto3" json:"force,omitempty"`                                      // overwrite files that exist in directory
 	unknownFields protoimpl.UnknownFields
