@@ -1,8 +1,6 @@
 package engine_test
 
 import (
-	"crypto/sha256"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,8 +8,6 @@ import (
 	"testing"
 
 	"github.com/vmkeep/vmkeep/plugin"
-	"github.com/vmkeep/vmkeep/repo"
-	"github.com/vmkeep/vmkeep/repo/backend/location"
 	"github.com/vmkeep/vmkeep/repo/restic"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
@@ -27,12 +23,7 @@ func (r *rig) cutBy(rule string) {
 // chunkLengths are the lengths of the chunks that the first part of a disk is cut into, and how many of them are restic's zero chunk.
 func (r *rig) chunkLengths(p plugin.Point, disk string) (lengths []int, zeros int) {
 	r.t.Helper()
-	where, err := location.Parse(r.config.Repository.Location)
-	r.must(err)
-	be, err := location.Open(r.t.Context(), where, location.Settings{})
-	r.must(err)
-	rp, err := repo.Open(r.t.Context(), be, repo.OpenOptions{Password: password})
-	r.must(err)
+	rp := r.openRepository()
 	defer rp.Close()
 	parts, err := rp.LoadTree(r.t.Context(), r.diskTree(p, disk))
 	r.must(err)
@@ -88,21 +79,12 @@ func TestEveryChunkingIsExact(t *testing.T) {
 			}
 
 			live := r.sum("db", bigKey, mediumSize)
-			restic := r.restic()
-			restic.Run("check", "--read-data")
-			dump := restic.Command("dump", point.ID, "/db/scsi0-0/0000/flat.vmdk")
-			pipe, err := dump.StdoutPipe()
-			r.must(err)
-			r.must(dump.Start())
-			h := sha256.New()
-			_, err = io.Copy(h, pipe)
-			r.must(err)
-			r.must(dump.Wait())
-			if [32]byte(h.Sum(nil)) != live {
+			r.restic().Run("check", "--read-data")
+			if r.dumped(point, "/db/scsi0-0/0000/flat.vmdk") != live {
 				t.Error("restic dump gives other bytes than the disk has")
 			}
 			dir := t.TempDir()
-			_, err = r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatRaw}, nil)
+			_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatRaw}, nil)
 			r.must(err)
 			if r.fileSum(filepath.Join(dir, "db", "scsi0-0.raw")) != live {
 				t.Error("the restored disk differs")

@@ -5,8 +5,6 @@ import (
 	"testing"
 
 	"github.com/vmkeep/vmkeep/plugin"
-	"github.com/vmkeep/vmkeep/repo"
-	"github.com/vmkeep/vmkeep/repo/backend/location"
 	"github.com/vmkeep/vmkeep/repo/restic"
 	"github.com/vmkeep/vmkeep/vsphere/lab"
 )
@@ -21,12 +19,7 @@ func oneDisk() lab.Options {
 // diskTree is the tree of a disk of a point: its ID says everything about the disk's bytes and chunks.
 func (r *rig) diskTree(p plugin.Point, disk string) restic.ID {
 	r.t.Helper()
-	where, err := location.Parse(r.config.Repository.Location)
-	r.must(err)
-	be, err := location.Open(r.t.Context(), where, location.Settings{})
-	r.must(err)
-	rp, err := repo.Open(r.t.Context(), be, repo.OpenOptions{Password: password})
-	r.must(err)
+	rp := r.openRepository()
 	defer rp.Close()
 	s, err := rp.LoadSnapshot(r.t.Context(), p.ID)
 	r.must(err)

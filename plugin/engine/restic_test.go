@@ -36,15 +36,7 @@ func TestResticWorksOnPoints(t *testing.T) {
 			t.Errorf("restic ls does not show %s:\n%s", name, ls)
 		}
 	}
-	dump := restic.Command("dump", point.ID, "/db/scsi0-0/0000/flat.vmdk")
-	pipe, err := dump.StdoutPipe()
-	r.must(err)
-	r.must(dump.Start())
-	h := sha256.New()
-	_, err = io.Copy(h, pipe)
-	r.must(err)
-	r.must(dump.Wait())
-	if [32]byte(h.Sum(nil)) != want {
+	if r.dumped(point, "/db/scsi0-0/0000/flat.vmdk") != want {
 		t.Error("restic dump gives other bytes than the disk has")
 	}
 
@@ -52,7 +44,7 @@ func TestResticWorksOnPoints(t *testing.T) {
 	restic.Run("restore", point.ID, "--target", dir, "--sparse")
 	text, err := os.ReadFile(filepath.Join(dir, "db", "scsi0-0.vmdk"))
 	r.must(err)
-	h.Reset()
+	h := sha256.New()
 	for _, e := range extentsOf(t, string(text)) {
 		f, err := os.Open(filepath.Join(dir, "db", e))
 		r.must(err)
@@ -63,6 +55,21 @@ func TestResticWorksOnPoints(t *testing.T) {
 	if [32]byte(h.Sum(nil)) != want {
 		t.Error("the extents of the restored descriptor do not add up to the disk")
 	}
+}
+
+// dumped hashes a file of a point as restic gives it out.
+func (r *rig) dumped(p plugin.Point, file string) (s content) {
+	r.t.Helper()
+	dump := r.restic().Command("dump", p.ID, file)
+	pipe, err := dump.StdoutPipe()
+	r.must(err)
+	r.must(dump.Start())
+	h := sha256.New()
+	_, err = io.Copy(h, pipe)
+	r.must(err)
+	r.must(dump.Wait())
+	h.Sum(s[:0])
+	return s
 }
 
 // extentsOf lists the files that a VMDK descriptor names, in order.

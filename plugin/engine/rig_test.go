@@ -119,6 +119,19 @@ func (r *rig) initRepository(dir string) {
 	r.must(rp.Close())
 }
 
+// openRepository opens the rig's repository beside the engine. It has to be closed.
+func (r *rig) openRepository() *repo.Repository {
+	r.t.Helper()
+	ctx := r.t.Context()
+	where, err := location.Parse(r.config.Repository.Location)
+	r.must(err)
+	be, err := location.Open(ctx, where, location.Settings{})
+	r.must(err)
+	rp, err := repo.Open(ctx, be, repo.OpenOptions{Password: password})
+	r.must(err)
+	return rp
+}
+
 func (r *rig) must(err error) {
 	r.t.Helper()
 	if err != nil {
