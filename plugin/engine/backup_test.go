@@ -57,13 +57,13 @@ func (d liveDisk) ReadAt(p []byte, off int64) (int, error) { return len(p), d.vm
 func blocksOf(t *testing.T, content io.ReaderAt, size int64) (s [sha256.Size]byte) {
 	t.Helper()
 	h := sha256.New()
-	buf, zero, at := make([]byte, 1<<20), make([]byte, 1<<20), make([]byte, 8)
+	buf, zero, at := make([]byte, 1<<20), make([]byte, 1), make([]byte, 8)
 	for off := int64(0); off < size; off += int64(len(buf)) {
 		p := buf[:min(int64(len(buf)), size-off)]
 		if _, err := content.ReadAt(p, off); err != nil {
 			t.Fatal(err)
 		}
-		if !bytes.Equal(p, zero[:len(p)]) {
+		if bytes.Count(p, zero) < len(p) { // to the race detector this is cheaper by far than bytes.Equal
 			binary.LittleEndian.PutUint64(at, uint64(off))
 			_, _ = h.Write(at) // never fails
 			_, _ = h.Write(p)
