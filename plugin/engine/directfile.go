@@ -28,10 +28,13 @@ const (
 	// directBlock is what is written past the cache in whole, in bytes. It is as long as a page or a block of a file system gets,
 	// so that none is ever written both ways at once.
 	directBlock = 64 << 10
-	directPiece = 1 << 20 // written at once, in bytes
+	directPiece = 1 << 20 // copied at once, in bytes
 )
 
-// directBuffers are of directPiece bytes and begin at a page, as the kernel wants memory to.
+// pageAligned says that memory begins at a page, as the kernel wants it to: FetchFor sees to it that most chunks do.
+func pageAligned(p []byte) bool { return uintptr(unsafe.Pointer(&p[0]))&(4<<10-1) == 0 }
+
+// directBuffers are for what does not, of directPiece bytes.
 var directBuffers = sync.Pool{New: func() any {
 	const page = 64 << 10
 	b := make([]byte, directPiece+page)
@@ -47,10 +50,17 @@ func (d *directFile) WriteAt(p []byte, off int64) (n int, err error) {
 	if n, err = d.File.WriteAt(p[:head], off); err != nil {
 		return n, err
 	}
-	buf := directBuffers.Get().(*[directPiece]byte)
-	defer directBuffers.Put(buf)
-	for end := head + (len(p)-head)&^(directBlock-1); n < end; {
-		piece := buf[:copy(buf[:min(directPiece, end-n)], p[n:])]
+	end := head + (len(p)-head)&^(directBlock-1)
+	var buf *[directPiece]byte
+	if !pageAligned(p[head:]) {
+		buf = directBuffers.Get().(*[directPiece]byte)
+		defer directBuffers.Put(buf)
+	}
+	for n < end {
+		piece := p[n:end]
+		if buf != nil {
+			piece = buf[:copy(buf[:min(directPiece, end-n)], piece)]
+		}
 		m, err := d.past.WriteAt(piece, off+int64(n))
 		n += m
 		if errors.Is(err, syscall.EINVAL) { // not this file system, or not on this device
