@@ -38,12 +38,32 @@ func (b *bench) daily(ctx context.Context) error {
 		if err := s.beside(ctx, "1 % changed", mine, restic); err != nil {
 			return err
 		}
-		if err := s.beside(ctx, "restore to a file", []string{"restore", "latest", "--machine", "bench", "--to", filepath.Join(s.dir, "a")},
-			[]string{"restore", "latest", "--sparse", "--target", filepath.Join(s.dir, "b")}); err != nil {
+		if err := s.restores(ctx); err != nil {
 			return err
 		}
 		return s.check(ctx, "check, all data")
 	})
+}
+
+// restores restores to a file and to a new machine of the lab, beside the same restore of restic to a file.
+func (s *scene) restores(ctx context.Context) error {
+	stamp("restore by restic")
+	theirs, err := s.restic(ctx, "restore", "latest", "--sparse", "--target", filepath.Join(s.dir, "b"))
+	if err != nil {
+		return err
+	}
+	for _, to := range []struct{ job, flag, value string }{
+		{"restore to a file", "--to", filepath.Join(s.dir, "a")},
+		{"restore to the lab", "--name", "copy"},
+	} {
+		stamp("%s", to.job)
+		ours, err := s.vmkeep(ctx, "restore", "latest", "--machine", "bench", to.flag, to.value)
+		if err != nil {
+			return err
+		}
+		s.measured(pair{Job: to.job, Against: "restic", Ours: ours, Theirs: theirs})
+	}
+	return nil
 }
 
 // check reads all data back, with vmkeep-check.
