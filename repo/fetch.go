@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 
@@ -31,14 +30,7 @@ const (
 // A chunk listed many times is read once, zero chunks never. A chunk whose copy is damaged is read from another one. Chunks
 // that are lost do not stop the others: all are reported in the end, in a [MissingError]. fn's error ends the fetch.
 func (r *Repository) Fetch(ctx context.Context, ids []restic.ID, fn func(i int, data []byte) error) error {
-	return r.FetchFor(ctx, ids, nil, fn)
-}
-
-// FetchFor is Fetch for who writes each position to an offset in a file past the page cache, which wants memory to begin at a
-// page where the file does: that is how the data of a position lie, where they were compressed and are the first of their chunk.
-// Others are anywhere, and nil offsets are Fetch.
-func (r *Repository) FetchFor(ctx context.Context, ids []restic.ID, offsets []int64, fn func(i int, data []byte) error) error {
-	f := &fetch{r: r, fn: fn, offsets: offsets, next: make([]int32, len(ids)), first: make(map[restic.ID]int32, len(ids))}
+	f := &fetch{r: r, fn: fn, next: make([]int32, len(ids)), first: make(map[restic.ID]int32, len(ids))}
 	zero := restic.ZeroChunk()
 	for i := len(ids) - 1; i >= 0; i-- { // backwards, so that the chains run forwards
 		if ids[i] == zero {
@@ -101,12 +93,11 @@ func (r *Repository) FetchFor(ctx context.Context, ids []restic.ID, offsets []in
 
 // fetch is one Fetch.
 type fetch struct {
-	r       *Repository
-	fn      func(i int, data []byte) error
-	first   map[restic.ID]int32 // the first position of each chunk
-	next    []int32             // the next position of the same chunk, or -1
-	offsets []int64             // of positions in a file, or nil
-	slots   chan struct{}       // limits concurrent reads
+	r     *Repository
+	fn    func(i int, data []byte) error
+	first map[restic.ID]int32 // the first position of each chunk
+	next  []int32             // the next position of the same chunk, or -1
+	slots chan struct{}       // limits concurrent reads
 
 	mu      sync.Mutex
 	missing []MissingBlob
@@ -203,28 +194,6 @@ func (b *readBuffers) room(n int64) []byte {
 	return b.sealed
 }
 
-// page is what memory is aligned to, in bytes.
-const page = 4 << 10
-
-// placed is memory for size bytes that lies as the offset does between two pages.
-func (b *readBuffers) placed(size int, offset int64) []byte {
-	if cap(b.plain) < size+2*page {
-		b.plain = make([]byte, max(size, restic.ZeroChunkSize)+2*page)
-	}
-	p := b.plain[:cap(b.plain)]
-	start := int(-uintptr(unsafe.Pointer(&p[0]))&(page-1)) + int(offset&(page-1))
-	return p[start : start+size]
-}
-
-// decode opens a chunk's blob.
-func (f *fetch) decode(b *readBuffers, e index.Entry, sealed []byte) ([]byte, error) {
-	if size := e.Size(); f.offsets != nil && e.Compressed() && size <= chunkBuffer {
-		at := b.placed(size, f.offsets[f.first[e.ID]])
-		return f.r.decode(&at, e.Blob, sealed)
-	}
-	return f.r.decode(&b.plain, e.Blob, sealed)
-}
-
 // run reads a range and delivers the chunks in it.
 func (f *fetch) run(ctx context.Context, rd read, b *readBuffers) error {
 	select {
@@ -247,7 +216,7 @@ func (f *fetch) run(ctx context.Context, rd read, b *readBuffers) error {
 		if good {
 			lo := int64(e.Offset) - rd.offset
 			var bad error
-			plain, bad = f.decode(b, e, sealed[lo:lo+int64(e.Length)])
+			plain, bad = f.r.decode(&b.plain, e.Blob, sealed[lo:lo+int64(e.Length)])
 			good = bad == nil
 		}
 		if !good {

@@ -10,10 +10,8 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/iotest"
-	"unsafe"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest"
@@ -141,39 +139,6 @@ func TestFetchReadsRepeatedAndZeroChunksOnce(t *testing.T) {
 	}
 	if n := f.Count(backendtest.Is(backendtest.Load), backendtest.OfType(restic.PackFile)); n != 1 {
 		t.Errorf("%d reads", n)
-	}
-}
-
-// Who names offsets gets every compressed chunk where a page of memory begins as one of the file does.
-func TestFetchForLaysDataAsTheFileDoes(t *testing.T) {
-	r := create(t, backendtest.NewMemory())
-	content := func(i int) []byte { return bytes.Repeat(noise(uint64(i), 1000), 3+i*7) }
-	var offsets []int64
-	var end int64
-	ids, _ := listed(t, r, func(c *Content) error {
-		for i := range 60 {
-			data := content(i)
-			offsets, end = append(offsets, end), end+int64(len(data))
-			if err := c.Append(data); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	r = reopen(t, r.be)
-	var came atomic.Int32
-	err := r.FetchFor(t.Context(), ids, offsets, func(i int, data []byte) error {
-		came.Add(1)
-		if !bytes.Equal(data, content(i)) {
-			t.Errorf("position %d is wrong", i)
-		}
-		if at := int64(uintptr(unsafe.Pointer(&data[0]))); (at-offsets[i])%page != 0 {
-			t.Errorf("position %d of offset %d lies at %d", i, offsets[i], at)
-		}
-		return nil
-	})
-	if err != nil || int(came.Load()) != len(ids) {
-		t.Errorf("%d of %d positions, %v", came.Load(), len(ids), err)
 	}
 }
 

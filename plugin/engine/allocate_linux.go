@@ -33,15 +33,6 @@ func syncFileSystem(dir *os.File) error {
 	return unix.Syncfs(int(dir.Fd()))
 }
 
-// openDirect opens a file a second time, to be written past the page cache; nil: the file system cannot.
-func openDirect(f *os.File) past {
-	file, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), os.O_WRONLY|unix.O_DIRECT, 0)
-	if err != nil {
-		return nil
-	}
-	return file
-}
-
 // beginWriteback starts sending a range of a file to the storage, and does not wait for it. It makes nothing durable: Sync
 // does, and tells of errors.
 func beginWriteback(f *os.File, off, n int64) error {

@@ -13,8 +13,5 @@ func allocate(*os.File, int64) error { return errors.ErrUnsupported }
 // syncFileSystem would make a file system durable; here file after file has to be.
 func syncFileSystem(*os.File) error { return errors.ErrUnsupported }
 
-// openDirect would open a file past the page cache; here all is written through it.
-func openDirect(*os.File) past { return nil }
-
 // beginWriteback would start sending a range of a file to the storage; here Sync does all of it.
 func beginWriteback(*os.File, int64, int64) error { return nil }

@@ -309,7 +309,7 @@ type fileDisk struct {
 	size  int64
 	unit  int64
 	names []string
-	files []*directFile // of the first names
+	files []*os.File // of the first names
 	made  directories
 	home  *os.File // a directory of the file system that holds those that are not open, where there are any
 }
@@ -318,7 +318,7 @@ type fileDisk struct {
 func (f *fileDisk) add(file *os.File, size int64) error {
 	f.names = append(f.names, file.Name())
 	if len(f.files) < openFiles {
-		f.files = append(f.files, &directFile{File: file, past: openDirect(file)})
+		f.files = append(f.files, file)
 		return file.Truncate(size)
 	}
 	err := file.Truncate(size)
@@ -329,7 +329,7 @@ func (f *fileDisk) add(file *os.File, size int64) error {
 }
 
 // with calls fn with file n.
-func (f *fileDisk) with(n int, fn func(*directFile) error) error {
+func (f *fileDisk) with(n int, fn func(*os.File) error) error {
 	if n < len(f.files) {
 		return fn(f.files[n])
 	}
@@ -337,18 +337,18 @@ func (f *fileDisk) with(n int, fn func(*directFile) error) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(&directFile{File: file}), file.Close())
+	return errors.Join(fn(file), file.Close())
 }
 
 // each calls fn for the piece of p that lies in each file.
-func (f *fileDisk) each(p []byte, off int64, fn func(file *directFile, p []byte, off int64) (int, error)) (done int, err error) {
+func (f *fileDisk) each(p []byte, off int64, fn func(file *os.File, p []byte, off int64) (int, error)) (done int, err error) {
 	for len(p) > 0 {
 		if off < 0 || off >= f.size {
 			return done, io.EOF
 		}
 		at := off % f.unit
 		n := int(min(int64(len(p)), f.unit-at))
-		err := f.with(int(off/f.unit), func(file *directFile) error {
+		err := f.with(int(off/f.unit), func(file *os.File) error {
 			m, err := fn(file, p[:n], at)
 			done += m
 			return err
@@ -361,12 +361,22 @@ func (f *fileDisk) each(p []byte, off int64, fn func(file *directFile, p []byte,
 	return done, nil
 }
 
-func (f *fileDisk) ReadAt(p []byte, off int64) (int, error) {
-	return f.each(p, off, (*directFile).ReadAt)
-}
+func (f *fileDisk) ReadAt(p []byte, off int64) (int, error) { return f.each(p, off, (*os.File).ReadAt) }
 
+// earlyWrite is the length in bytes from which a write is sent to the storage at once. What is shorter, the sectors that
+// two chunks share above all, waits for its neighbours.
+const earlyWrite = 64 << 10
+
+// WriteAt writes, and has long writes sent to the storage while others are still being fetched: the restore promises to be
+// durable in the end, which then is near, and dirty memory does not pile up.
 func (f *fileDisk) WriteAt(p []byte, off int64) (int, error) {
-	return f.each(p, off, (*directFile).WriteAt)
+	return f.each(p, off, func(file *os.File, p []byte, off int64) (int, error) {
+		n, err := file.WriteAt(p, off)
+		if err == nil && n >= earlyWrite {
+			err = beginWriteback(file, off, int64(n))
+		}
+		return n, err
+	})
 }
 
 // sync makes the files and the directories that were made for them durable.
@@ -378,7 +388,7 @@ func (f *fileDisk) sync() error {
 		}
 	}
 	for n := range f.names {
-		if err := f.with(n, (*directFile).Sync); err != nil {
+		if err := f.with(n, (*os.File).Sync); err != nil {
 			return err
 		}
 	}

@@ -58,7 +58,6 @@ func (w *diskWriter) run(ctx context.Context) error {
 func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher) error {
 	var fetch []piece
 	var ids []restic.ID
-	var offsets []int64
 	ahead := int64(0)
 	for _, p := range batch {
 		if p.zero() {
@@ -70,13 +69,13 @@ func (w *diskWriter) batch(ctx context.Context, batch []piece, stitch *stitcher)
 			}
 			continue
 		}
-		fetch, ids, offsets, ahead = append(fetch, p), append(ids, p.id), append(offsets, p.off), ahead+p.len
+		fetch, ids, ahead = append(fetch, p), append(ids, p.id), ahead+p.len
 	}
 	if len(ids) == 0 {
 		return context.Cause(ctx)
 	}
 	w.meter.ahead.Add(ahead)
-	fetched := w.repo.FetchFor(ctx, ids, offsets, func(i int, data []byte) error {
+	fetched := w.repo.Fetch(ctx, ids, func(i int, data []byte) error {
 		if int64(len(data)) != fetch[i].len {
 			return fmt.Errorf("chunk %s has %d bytes, the index says %d: %w", fetch[i].id.Short(), len(data), fetch[i].len, repo.ErrDamaged)
 		}
