@@ -194,10 +194,7 @@ func (v *VM) addHeld(ctx context.Context, h Carry, l *load) (added []Disk, err e
 	if added == nil {
 		return nil, err
 	}
-	for _, x := range h.Operation.held() {
-		err = errors.Join(err, x.strike())
-	}
-	return added, err
+	return added, errors.Join(err, h.Operation.strike(h.Operation.held()...))
 }
 
 // hold makes the disks of a load, and has them filled and hung over. With disks there is an error only of the journal.

@@ -200,17 +200,22 @@ type Operation struct {
 // ID names the operation.
 func (o *Operation) ID() string { return o.id }
 
-// write appends a line and waits until it is on disk. o.mu is held, or nobody else knows o.
-func (o *Operation) write(e entry) error {
-	e.Time = o.j.now().UTC()
-	line, err := json.Marshal(e)
-	if err != nil {
-		return err
+// write appends lines, all or none, and waits until they are on disk. o.mu is held, or nobody else knows o.
+func (o *Operation) write(entries ...entry) error {
+	now := o.j.now().UTC()
+	var lines []byte
+	for _, e := range entries {
+		e.Time = now
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		lines = append(append(lines, line...), '\n')
 	}
 	if o.f == nil {
 		return errors.New("the operation has ended")
 	}
-	_, err = o.f.Write(append(line, '\n'))
+	_, err := o.f.Write(lines)
 	if err == nil {
 		err = o.f.Sync()
 	}
@@ -221,7 +226,7 @@ func (o *Operation) write(e entry) error {
 		}
 		return err
 	}
-	o.size += int64(len(line)) + 1
+	o.size += int64(len(lines))
 	return nil
 }
 
@@ -262,12 +267,22 @@ func (x *effect) note(object string) error {
 }
 
 // strike writes that the side effect was seen to be undone, or is meant to stay.
-func (x *effect) strike() error {
-	x.o.mu.Lock()
-	defer x.o.mu.Unlock()
-	delete(x.o.open, x.e.N)
-	if err := x.o.write(entry{Line: "undone", N: x.e.N}); err != nil {
-		return &Error{Kind: ErrJournal, Object: x.o.name, Summary: "the journal cannot be written", Err: err, Remedy: "run recover later: it finds nothing to undo and tidies up"}
+func (x *effect) strike() error { return x.o.strike(x) }
+
+// strike does so for side effects that only together make sense: who dies in it has struck all of them or none.
+func (o *Operation) strike(effects ...*effect) error {
+	if len(effects) == 0 {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var lines []entry
+	for _, x := range effects {
+		delete(o.open, x.e.N)
+		lines = append(lines, entry{Line: "undone", N: x.e.N})
+	}
+	if err := o.write(lines...); err != nil {
+		return &Error{Kind: ErrJournal, Object: o.name, Summary: "the journal cannot be written", Err: err, Remedy: "run recover later: it finds nothing to undo and tidies up"}
 	}
 	return nil
 }

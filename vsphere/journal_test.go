@@ -37,6 +37,29 @@ func TestJournalForgetsWhatIsUndone(t *testing.T) {
 	}
 }
 
+func TestJournalStrikesTogether(t *testing.T) {
+	j := openJournal(t, t.TempDir())
+	op, err := j.Begin("op1", "repo")
+	must(t, err)
+	var effects []*effect
+	for _, name := range []string{"a", "b", "c"} {
+		x, err := op.announce(entry{Kind: EntryDisk, Name: name})
+		must(t, err)
+		effects = append(effects, x)
+	}
+	must(t, op.strike(effects[0], effects[2]))
+	if open := op.effects(); len(open) != 1 || open[0].e.Name != "b" {
+		t.Errorf("open: %+v", open)
+	}
+	text, err := os.ReadFile(op.name)
+	must(t, err)
+	if n := strings.Count(string(text), `"undone"`); n != 2 || int64(len(text)) != op.size {
+		t.Errorf("%d lines say that something was undone, of %d bytes %d are known: %s", n, len(text), op.size, text)
+	}
+	must(t, op.strike(effects[1]))
+	must(t, op.End())
+}
+
 func TestJournalKeepsWhatIsNot(t *testing.T) {
 	j := openJournal(t, t.TempDir())
 	op, err := j.Begin("op1", "repo")
