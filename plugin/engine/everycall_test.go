@@ -63,6 +63,20 @@ func effects() []trial {
 	}
 }
 
+// meets lets an operation meet a fault, and demands of its error, if there is one, that it says what to do.
+func (r *rig) meets(f trial, do func() error) error {
+	r.t.Helper()
+	undo := r.lab.Inject(f.fault())
+	err := do()
+	undo()
+	if err != nil {
+		if e := asError(r.t, err); e.Summary == "" || e.Remedy == "" {
+			r.t.Errorf("%v: %+v", f, e)
+		}
+	}
+	return err
+}
+
 // trials runs fn and lists what its calls are to be tried with: with VMKEEP_FAULTS=all every call with every effect,
 // else the first call of each method with one, which take turns from the turn-th on.
 func (r *rig) trials(turn int, fn func()) (out []trial) {
