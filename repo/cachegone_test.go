@@ -2,8 +2,10 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"testing/synctest"
 
@@ -18,7 +20,7 @@ func useCache(t *testing.T, dir string, n int) (found, reached bool) {
 	vanish := backendtest.Do(n, func(context.Context, backendtest.Op) error {
 		entries, err := os.ReadDir(dir)
 		found, reached = err == nil && len(entries) > 0, true
-		return os.RemoveAll(dir)
+		return removeInUse(dir)
 	})
 	f := backendtest.Inject(w.be, backendtest.On(vanish, backendtest.Is(backendtest.Load, backendtest.Save)))
 	r, err := Open(t.Context(), f, OpenOptions{Password: password, CacheDir: dir})
@@ -43,6 +45,16 @@ func useCache(t *testing.T, dir string, n int) (found, reached bool) {
 	wantFiles(t, r, w.snaps[1], w.files[1])
 	wantNoErrors(t, r)
 	return found, reached
+}
+
+// removeInUse removes a directory to which somebody writes: what comes meanwhile is removed as well.
+func removeInUse(dir string) (err error) {
+	for range 100 {
+		if err = os.RemoveAll(dir); !errors.Is(err, syscall.ENOTEMPTY) {
+			return err
+		}
+	}
+	return err
 }
 
 func TestCacheMayBeDeletedWhileItIsInUse(t *testing.T) {

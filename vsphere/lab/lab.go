@@ -162,10 +162,11 @@ func (l *Lab) start(ctx context.Context, opt Options) (err error) {
 		s.reg.OptionManager().Setting = append(s.reg.OptionManager().Setting,
 			&types.OptionValue{Key: "config.vmacore.soap.sessionTimeout", Value: opt.SessionIdle.String()})
 	}
-	if l.server, err = newServer(m.Service); err != nil {
+	if err := s.startNFC(); err != nil { // before there are calls that ask for it
 		return err
 	}
-	return s.startNFC()
+	l.server, err = newServer(m.Service)
+	return err
 }
 
 // newServer starts the simulator's server, which panics when it cannot listen.
