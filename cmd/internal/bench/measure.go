@@ -86,22 +86,25 @@ func (s *scene) beside(ctx context.Context, job string, mine, restic []string) (
 	return nil
 }
 
-// command runs a program on a repository and measures it with all its children.
+// command runs a program on a repository and measures it with all its children, until what it wrote is on the disk: some
+// programs see to that before they end, others leave it to the kernel, at the expense of what runs next.
 func (s *scene) command(ctx context.Context, repository, program string, args ...string) (figures, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, program), args...)
 	cmd.Env = append(append(os.Environ(), s.lab.env...), "RESTIC_REPOSITORY="+repository, "RESTIC_PASSWORD="+password,
 		"XDG_STATE_HOME="+s.dir, "RESTIC_PROGRESS_FPS=0.01")
 	before := du(repository)
+	syscall.Sync()
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	started := time.Now()
 	err := cmd.Run()
-	wall := time.Since(started).Seconds()
+	ended := time.Now()
 	if err != nil {
 		return figures{}, fmt.Errorf("%s %s: %w\n%s", program, strings.Join(args, " "), err, out.String())
 	}
+	syscall.Sync()
 	u := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	return figures{Wall: wall, CPU: cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds(), Peak: u.Maxrss << 10,
+	return figures{Wall: time.Since(started).Seconds(), Late: time.Since(ended).Seconds(), CPU: cmd.ProcessState.UserTime().Seconds() + cmd.ProcessState.SystemTime().Seconds(), Peak: u.Maxrss << 10,
 		Stored: du(repository) - before}, nil
 }
 
