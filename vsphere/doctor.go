@@ -28,7 +28,7 @@ const leastFree = 20 // one part in 20
 // changes nothing. j may be nil.
 func (c *Client) Doctor(ctx context.Context, j *Journal) []Finding {
 	d := &doctor{c: c}
-	d.add(true, "session", fmt.Sprintf("%s at %s, API %s", c.about.Product, c.about.URL, c.about.APIVersion), "")
+	d.add(true, "vSphere session", fmt.Sprintf("%s at %s, API %s", c.about.Product, c.about.URL, c.about.APIVersion), "")
 	d.clock(ctx)
 	machines, err := c.Machines(ctx, Selection{Templates: true})
 	d.hosts(ctx, machines)

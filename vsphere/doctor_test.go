@@ -35,7 +35,7 @@ func TestDoctor(t *testing.T) {
 		ok   bool
 		says string
 	}{
-		"session": {true, "vCenter"}, "clock": {true, "differs"}, "machines": {true, "5"}, "VMware Tools": {false, "/dc1/vm/bare"}, "change tracking": {false, "/dc1/vm/snapped"},
+		"vSphere session": {true, "vCenter"}, "clock": {true, "differs"}, "machines": {true, "5"}, "VMware Tools": {false, "/dc1/vm/bare"}, "change tracking": {false, "/dc1/vm/snapped"},
 		"hardware version": {false, "/dc1/vm/old"}, "unprotected disks": {false, "/dc1/vm/odd scsi0-0"}, "consolidation": {true, ""}, "datastore ds1": {true, "GiB"}, "datastore ds2": {false, "GiB"},
 		"privileges for backup": {true, ""}, "privileges for restore": {true, ""}, "leftovers": {false, "/dc1/vm/fine"},
 	} {

@@ -39,10 +39,8 @@ func (e *Engine) Doctor(ctx context.Context) ([]plugin.Finding, error) {
 			out = append(out, failed("vSphere session", err))
 			return context.Cause(ctx)
 		}
-		about := vc.About()
-		out = append(out, plugin.Finding{Name: "vSphere session", OK: true, Detail: about.Product + " at " + about.URL})
 		if library > 0 {
-			out = append(out, ofLibrary(vixdisklib.Fits(library, about.Version)))
+			out = append(out, ofLibrary(vixdisklib.Fits(library, vc.About().Version)))
 		}
 		for _, f := range vc.Doctor(ctx, journal) {
 			out = append(out, plugin.Finding{Name: f.Name, OK: f.OK, Detail: f.Detail, Remedy: f.Remedy})
