@@ -116,58 +116,78 @@ func (discard) Header() http.Header         { return http.Header{} }
 func (discard) Write(p []byte) (int, error) { return len(p), nil }
 func (discard) WriteHeader(int)             {}
 
-// A process with every side effect is killed at each of its calls in turn. The next start leaves nothing of it.
+// exhaustive reports whether the fault tests try everything, instead of a sample: VMKEEP_FAULTS=all.
+func exhaustive() bool { return os.Getenv("VMKEEP_FAULTS") == "all" }
+
+// A process with every side effect is killed at its calls in turn, before or after the server performed them. The next
+// start leaves nothing of it. By default at a sample of calls, with VMKEEP_FAULTS=all at each, before and after.
 func TestKilledAtAnyCall(t *testing.T) {
 	w := start(t, lab.Options{Machines: []lab.Machine{{Name: "web", Tracking: true, Host: "esx5"}, {Name: "proxy", Host: "esx5"}}})
-	disks := w.paths("proxy")
-	web := w.paths("web")
+	was := map[string][]string{"web": w.paths("web"), "proxy": w.paths("proxy")}
 	w.lab.ResetCalls()
 	w.kill(0, false)
 	calls := len(w.lab.Calls())
 	if calls < 50 {
 		t.Fatalf("the child makes %d calls", calls)
 	}
-	stride := 7 // of the about hundred calls; odd, so that "before" and "after" alternate
-	if os.Getenv("VMKEEP_FAULTS") == "all" {
-		stride = 1
+	first, stride := 3, 7 // of the about hundred calls; odd, so that "before" and "after" alternate
+	if exhaustive() {
+		first, stride = 1, 1
 	}
-	for n := 3; n <= calls; n += stride {
-		if !w.kill(n, n%2 == 0) {
-			if n < calls*9/10 { // how often tasks are looked at differs from run to run
-				t.Fatalf("the child ended before call %d of %d", n, calls)
+	kills := 0
+	for n := first; n <= calls; n += stride {
+		afters := []bool{n%2 == 0}
+		if exhaustive() {
+			afters = []bool{false, true}
+		}
+		for _, after := range afters {
+			if !w.kill(n, after) {
+				if n < calls*9/10 { // how often tasks are looked at differs from run to run
+					t.Fatalf("the child ended before call %d of %d", n, calls)
+				}
+				continue
 			}
-			break
+			kills++
+			if w.recovers(was); t.Failed() {
+				t.Fatalf("killed at call %d of %d, after it was performed: %v", n, calls, after)
+			}
 		}
-		began := time.Now()
-		report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
-		if err != nil || len(report.Failed) > 0 || len(report.Kept) > 0 {
-			t.Fatalf("killed at call %d: recovery %+v %v", n, report, err)
+	}
+	t.Logf("%d kills at %d calls", kills, calls)
+}
+
+// recovers demands that recovery leaves nothing of a process that was killed: each machine has the disks that it had,
+// tracks its changes, can be moved, and nothing else is there.
+func (w *world) recovers(was map[string][]string) {
+	w.Helper()
+	began := time.Now()
+	report, err := w.c.Recover(w.ctx, w.j, RecoverOptions{})
+	if err != nil || len(report.Failed) > 0 || len(report.Kept) > 0 {
+		w.Errorf("recovery %+v %v", report, err)
+	}
+	if d := time.Since(began); d > 30*time.Second {
+		w.Errorf("recovery took %v", d)
+	}
+	w.clean("web", "proxy")
+	if names := w.lab.Machines(); len(names) != len(was) {
+		w.Errorf("machines %v", names)
+	}
+	for name, disks := range was {
+		if now := w.paths(name); !slices.Equal(now, disks) {
+			w.Errorf("the disks of %s are %v, were %v", name, now, disks)
 		}
-		if d := time.Since(began); d > 30*time.Second {
-			t.Errorf("recovery took %v", d)
-		}
-		w.clean("web", "proxy")
-		if names := w.lab.Machines(); len(names) != 2 {
-			t.Fatalf("killed at call %d: machines %v", n, names)
-		}
-		if now := w.paths("proxy"); !slices.Equal(now, disks) {
-			t.Fatalf("killed at call %d: the proxy's disks are %v", n, now)
-		}
-		if now := w.paths("web"); !slices.Equal(now, web) {
-			t.Fatalf("killed at call %d: the machine's disks are %v", n, now)
-		}
-		if !w.state(w.find("web")).CBT {
-			t.Fatalf("killed at call %d: change tracking is off", n)
-		}
-		if m, err := w.find("web").read(w.ctx, "disabledMethod"); err != nil || slices.Contains(m.DisabledMethod, relocation) {
-			t.Fatalf("killed at call %d: the machine cannot be moved", n)
-		}
-		if left, err := w.c.Leftovers(w.ctx, w.j); err != nil || len(left) > 0 {
-			t.Fatalf("killed at call %d: leftovers %v %v", n, left, err)
-		}
-		if files, _ := filepath.Glob(w.j.dir + "/*.jsonl"); len(files) > 0 {
-			t.Fatalf("killed at call %d: the journal holds %v", n, files)
-		}
+	}
+	if !w.state(w.find("web")).CBT {
+		w.Error("change tracking is off")
+	}
+	if m, err := w.find("web").read(w.ctx, "disabledMethod"); err != nil || slices.Contains(m.DisabledMethod, relocation) {
+		w.Errorf("the machine cannot be moved: %v", err)
+	}
+	if left, err := w.c.Leftovers(w.ctx, w.j); err != nil || len(left) > 0 {
+		w.Errorf("leftovers %v %v", left, err)
+	}
+	if files, _ := filepath.Glob(w.j.dir + "/*.jsonl"); len(files) > 0 {
+		w.Errorf("the journal holds %v", files)
 	}
 }
 
