@@ -292,3 +292,32 @@ func TestPower(t *testing.T) {
 		t.Errorf("after Destroy: %v", err)
 	}
 }
+
+// What became of a machine's tasks is asked for in one call, however many disks it was given and lost lately.
+func TestTasksOfAMachineAreReadAtOnce(t *testing.T) {
+	w := start(t, machines("web", "proxy"))
+	v, web := w.find("proxy"), w.find("web").Machine().Disks[0].Path
+	calls := func() (n int) {
+		w.lab.ResetCalls()
+		must(t, v.WithAttached(w.ctx, w.begin(), web, func(context.Context, Disk) error { return nil }))
+		for _, c := range w.lab.Calls() {
+			if c.Method == "RetrievePropertiesEx" {
+				n++
+			}
+		}
+		return n
+	}
+	calls()
+	first := calls()
+	for range 20 {
+		calls()
+	}
+	if last := calls(); last > first+10 { // how often tasks are looked at differs from run to run
+		t.Errorf("an attachment reads %d times, the first one %d times", last, first)
+	}
+	tasks, err := v.c.recentTasks(w.ctx, v.ref())
+	must(t, err)
+	if len(tasks) < 40 {
+		t.Errorf("%d tasks", len(tasks))
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -88,38 +89,36 @@ func (v *VM) reconfigure(ctx context.Context, what string, spec types.VirtualMac
 // quiet waits until no task of a kind, a part of its name in small letters, runs on an object. It is how the fate of a
 // call is learnt whose answer was lost.
 func (c *Client) quiet(ctx context.Context, on ref, kind string) error {
+	runs := func(t mo.Task) bool {
+		running := t.Info.State == types.TaskInfoStateQueued || t.Info.State == types.TaskInfoStateRunning
+		return running && strings.Contains(strings.ToLower(t.Info.DescriptionId+" "+t.Info.Name), kind)
+	}
 	for attempt := 0; ; attempt++ {
-		var e mo.ManagedEntity
-		var err error
-		switch on.Type {
-		case "VirtualMachine":
-			var x mo.VirtualMachine
-			err = c.one(ctx, on, []string{"recentTask"}, &x)
-			e = x.ManagedEntity
-		default:
-			var x mo.Folder
-			err = c.one(ctx, on, []string{"recentTask"}, &x)
-			e = x.ManagedEntity
-		}
-		if err != nil {
+		tasks, err := c.recentTasks(ctx, on)
+		if err != nil || !slices.ContainsFunc(tasks, runs) {
 			return err
-		}
-		busy := false
-		for _, r := range e.RecentTask {
-			var t mo.Task
-			if err := c.one(ctx, r, []string{"info"}, &t); isNotFound(err) {
-				continue // forgotten: it ended long ago
-			} else if err != nil {
-				return err
-			}
-			running := t.Info.State == types.TaskInfoStateQueued || t.Info.State == types.TaskInfoStateRunning
-			busy = busy || running && strings.Contains(strings.ToLower(t.Info.DescriptionId+" "+t.Info.Name), kind)
-		}
-		if !busy {
-			return nil
 		}
 		if err := sleep(ctx, c.poll(attempt)); err != nil {
 			return err
 		}
 	}
+}
+
+// recentTasks returns the tasks of an object that run or ended some minutes ago, in one call: a proxy that disks are
+// added to and removed from has hundreds. Those that are forgotten meanwhile are not among them.
+func (c *Client) recentTasks(ctx context.Context, on ref) (tasks []mo.Task, err error) {
+	yes := true
+	spec := types.PropertyFilterSpec{
+		ObjectSet: []types.ObjectSpec{{Obj: on, Skip: &yes,
+			SelectSet: []types.BaseSelectionSpec{&types.TraversalSpec{Type: on.Type, Path: "recentTask"}}}},
+		PropSet: []types.PropertySpec{{Type: "Task", PathSet: []string{"info"}}},
+	}
+	err = c.pass(ctx, func() error {
+		content, err := c.pages(ctx, spec, nil)
+		if err != nil {
+			return err
+		}
+		return mo.LoadObjectContent(content, &tasks)
+	})
+	return tasks, err
 }
