@@ -95,15 +95,22 @@ func newEncoder(l zstd.EncoderLevel) (*zstd.Encoder, error) {
 func (z *Zstd) Off() bool { return z.off }
 
 // Compress appends one frame that holds data.
-func (z *Zstd) Compress(dst, data []byte) []byte { return z.enc.EncodeAll(data, dst) }
+func (z *Zstd) Compress(dst, data []byte) []byte { return appendFrame(z.enc, dst, data) }
+
+func appendFrame(enc *zstd.Encoder, dst, data []byte) []byte {
+	watchRead(data)
+	out := enc.EncodeAll(data, dst)
+	watchWrite(out[len(dst):])
+	return out
+}
 
 // CompressChunk appends one frame that holds a chunk. At the level auto it takes restic's level where a sample tells that it
 // saves more than an eighteenth, and the fast level elsewhere; the choice depends on nothing but the chunk.
 func (z *Zstd) CompressChunk(dst, chunk []byte) []byte {
 	if z.fast != nil && z.fastDoes(dst, chunk) {
-		return z.fast.EncodeAll(chunk, dst)
+		return appendFrame(z.fast, dst, chunk)
 	}
-	return z.enc.EncodeAll(chunk, dst)
+	return appendFrame(z.enc, dst, chunk)
 }
 
 // fastDoes compresses a sample in both ways, into scratch's spare capacity.
@@ -112,13 +119,15 @@ func (z *Zstd) fastDoes(scratch, chunk []byte) bool {
 	if spare := len(chunk) - sampleSize; spare > 0 {
 		sample = chunk[spare/2:][:sampleSize]
 	}
-	fast := len(z.fast.EncodeAll(sample, scratch)) - len(scratch)
-	better := len(z.enc.EncodeAll(sample, scratch)) - len(scratch)
+	fast := len(appendFrame(z.fast, scratch, sample)) - len(scratch)
+	better := len(appendFrame(z.enc, scratch, sample)) - len(scratch)
 	return fast-better <= fast/worthwhile
 }
 
 // Decompress decodes a frame of exactly len(dst) bytes of content into dst.
 func (z *Zstd) Decompress(dst, frame []byte) error {
+	watchRead(frame)
+	watchWrite(dst)
 	out, err := z.dec.DecodeAll(frame, dst[:0:len(dst)])
 	if err != nil {
 		return fmt.Errorf("zstd: %w", err)
