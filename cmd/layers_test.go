@@ -34,6 +34,7 @@ func layers() []layer {
 
 		{"repo/restic", []string{"chunker"}, "the format as pure values; of the chunker only the polynomial"},
 		{"repo/internal/crypto", nil, "cryptography can be judged alone"},
+		{"repo/internal/sha256x2", nil, "a hash is a function of bytes"},
 		{"repo/internal/index", []string{"repo/restic"}, "a map from the format's names to the format's places"},
 		{"repo/backend", []string{"repo/restic"}, "files are named by the format"},
 		{"repo/backend/...", []string{"repo/backend", "repo/restic"}, "a service hides behind one interface, and knows no other service"},
