@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/internal/index"
+	"github.com/vmkeep/vmkeep/repo/internal/sha256x2"
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
@@ -53,28 +54,77 @@ func (e *MissingError) Unwrap() []error {
 // decode opens, decompresses and verifies a sealed blob. sealed is used up: the plaintext lies in it, or in buf, which grows as
 // needed, if the blob is compressed.
 func (r *Repository) decode(buf *[]byte, b restic.Blob, sealed []byte) ([]byte, error) {
+	plain, err := r.unseal(buf, b, sealed)
+	if err == nil {
+		err = named(b.BlobHandle, restic.Hash(plain))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return plain, nil
+}
+
+// unseal is decode without the hash, by which alone the plaintext is known to be the right blob's.
+func (r *Repository) unseal(buf *[]byte, b restic.Blob, sealed []byte) ([]byte, error) {
 	if n := uint64(b.Size()); n > maxBlob(b.Type) || b.Compressed() && !restic.Plausible(len(sealed), n) {
 		return nil, fmt.Errorf("%s: %w: it claims %d bytes", b.BlobHandle, ErrDamaged, b.Size())
 	}
 	plain, err := r.key.Open(sealed[16:16], sealed) // in place
+	if err == nil && b.Compressed() {
+		frame := plain
+		plain = sized(buf, int64(b.Size()))
+		err = r.zstd.Decompress(plain, frame)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w: %w", b.BlobHandle, ErrDamaged, err)
 	}
-	if b.Compressed() {
-		frame := plain
-		if cap(*buf) < b.Size() {
-			*buf = make([]byte, b.Size())
-		}
-		plain = (*buf)[:b.Size()]
-		if err := r.zstd.Decompress(plain, frame); err != nil {
-			return nil, fmt.Errorf("%s: %w: %w", b.BlobHandle, ErrDamaged, err)
-		}
-	}
-	if restic.Hash(plain) != b.ID {
-		return nil, fmt.Errorf("%s: %w: its content does not have the hash it is named by", b.BlobHandle, ErrDamaged)
-	}
 	return plain, nil
 }
+
+// named fails unless hash is the one that the blob is named by.
+func named(h restic.BlobHandle, hash restic.ID) error {
+	if hash != h.ID {
+		return fmt.Errorf("%s: %w: its content does not have the hash it is named by", h, ErrDamaged)
+	}
+	return nil
+}
+
+// sized gives a buffer the length n. Its content is lost if it has to grow.
+func sized(buf *[]byte, n int64) []byte {
+	if int64(cap(*buf)) < n {
+		*buf = make([]byte, n)
+	}
+	*buf = (*buf)[:n]
+	return *buf
+}
+
+// decoder decodes blobs one after another, and hashes two at a time. It belongs to one goroutine.
+type decoder struct {
+	r      *Repository
+	plain  [2][]byte // what a blob of each lane of the hasher is decompressed into
+	hasher sha256x2.Hasher
+}
+
+// decode is [Repository.decode], whose results done gets, perhaps only during a later decode or flush. Until then sealed is in use.
+// It returns what done does, after an error of which the decoder is of no use.
+func (d *decoder) decode(b restic.Blob, sealed []byte, done func(plain []byte, err error) error) error {
+	plain, err := d.r.unseal(&d.plain[d.lane()], b, sealed)
+	if err != nil {
+		return done(nil, err)
+	}
+	return d.hasher.Add(plain, func(hash [sha256x2.Size]byte) error {
+		if err := named(b.BlobHandle, hash); err != nil {
+			return done(nil, err)
+		}
+		return done(plain, nil)
+	})
+}
+
+// lane is 0 or 1: the one that the next blob gets, while a blob that is not done is in the other.
+func (d *decoder) lane() int { return d.hasher.Free() }
+
+// flush ends with all blobs done.
+func (d *decoder) flush() error { return d.hasher.Flush() }
 
 // loadEntry reads one copy of a blob, trees from the cache if it has them.
 func (r *Repository) loadEntry(ctx context.Context, e index.Entry) ([]byte, error) {

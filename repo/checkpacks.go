@@ -233,7 +233,7 @@ func (c *checker) data(ctx context.Context) error {
 	g.SetLimit(max(c.r.be.Connections(), runtime.GOMAXPROCS(0)))
 	buffers := make(chan *packReader, max(c.r.be.Connections(), runtime.GOMAXPROCS(0)))
 	for range cap(buffers) {
-		buffers <- &packReader{r: c.r}
+		buffers <- &packReader{decoder: decoder{r: c.r}}
 	}
 	for id, entries := range c.index.Packs() {
 		if !chosen[id] || ctx.Err() != nil {
@@ -278,10 +278,10 @@ func (c *checker) pack(ctx context.Context, pr *packReader, id restic.ID, entrie
 	return nil
 }
 
-// packReader verifies packs one after another, with buffers for one blob.
+// packReader verifies packs one after another, with buffers for two blobs.
 type packReader struct {
-	r       *Repository
-	buffers readBuffers
+	decoder
+	sealed [2][]byte // a blob of each lane, grow as needed
 }
 
 // verify reads a whole pack once, in order. It returns the blobs that are bad and what is wrong with the pack; err is set if
@@ -312,33 +312,19 @@ var errRead = errors.New("read failed")
 // should. Hashing the file once more, which restic does, would only tell of a name that was wrong when it was given, which
 // keeps nobody from reading it, and would cost an eighth of the time.
 func (pr *packReader) stream(rd io.Reader, size int64, entries []index.Entry) (bad []index.Entry, problem error) {
-	at := int64(0)
-	for i, e := range entries {
-		lo, n := int64(e.Offset), int64(e.Length)
-		if lo < at || lo+n > size || uint64(n) > maxBlob(e.Type)+restic.Sealed {
-			bad = append(bad, e)
-			problem = errors.Join(problem, fmt.Errorf("%s does not lie where the index says", e.BlobHandle))
-			continue
-		}
-		if _, err := pr.fill(rd, lo-at); err != nil {
-			return entries[i:], errors.Join(problem, err)
-		}
-		sealed, err := pr.fill(rd, n)
-		if err != nil {
-			return append(bad, entries[i:]...), errors.Join(problem, err)
-		}
-		at = lo + n
-		if _, err := pr.r.decode(&pr.buffers.plain, e.Blob, sealed); err != nil {
-			bad = append(bad, e)
-			problem = errors.Join(problem, err)
-		}
+	lost := func(err error, blobs ...index.Entry) {
+		bad, problem = append(bad, blobs...), errors.Join(problem, err)
+	}
+	end, err := pr.blobs(rd, size, entries, lost)
+	if err = errors.Join(err, pr.flush()); err != nil {
+		return bad, errors.Join(problem, err)
 	}
 	// The rest is the header.
 	rest, err := io.ReadAll(io.LimitReader(rd, restic.MaxPackHeader+5))
 	if err != nil {
 		return bad, errors.Join(problem, errRead, err)
 	}
-	if at+int64(len(rest)) != size {
+	if end+int64(len(rest)) != size {
 		problem = errors.Join(problem, fmt.Errorf("it has not the %d bytes it was listed with", size))
 	} else if err := pr.header(rest, size, entries); err != nil {
 		problem = errors.Join(problem, err)
@@ -346,9 +332,40 @@ func (pr *packReader) stream(rd io.Reader, size int64, entries []index.Entry) (b
 	return bad, problem
 }
 
-// fill reads n bytes into the buffer for a sealed blob.
+// blobs verifies blobs, calls lost for those that are not good, and returns where they end. It fails if reading does; then
+// all that follows is lost. One blob may not be verified yet when it returns.
+func (pr *packReader) blobs(rd io.Reader, size int64, entries []index.Entry, lost func(error, ...index.Entry)) (end int64, err error) {
+	for i, e := range entries {
+		lo, n := int64(e.Offset), int64(e.Length)
+		if lo < end || lo+n > size || uint64(n) > maxBlob(e.Type)+restic.Sealed {
+			lost(fmt.Errorf("%s does not lie where the index says", e.BlobHandle), e)
+			continue
+		}
+		_, err := pr.fill(rd, lo-end)
+		var sealed []byte
+		if err == nil {
+			sealed, err = pr.fill(rd, n)
+		}
+		if err != nil {
+			lost(nil, entries[i:]...)
+			return end, err
+		}
+		end = lo + n
+		if err := pr.decode(e.Blob, sealed, func(_ []byte, bad error) error {
+			if bad != nil {
+				lost(bad, e)
+			}
+			return nil
+		}); err != nil {
+			return end, err
+		}
+	}
+	return end, nil
+}
+
+// fill reads n bytes into the buffer for the next sealed blob.
 func (pr *packReader) fill(rd io.Reader, n int64) ([]byte, error) {
-	sealed := pr.buffers.room(n)
+	sealed := sized(&pr.sealed[pr.lane()], n)
 	_, err := io.ReadFull(rd, sealed)
 	switch {
 	case err == nil:

@@ -51,9 +51,9 @@ func (r *Repository) Fetch(ctx context.Context, ids []restic.ID, fn func(i int, 
 	f.slots = make(chan struct{}, max(1, r.be.Connections()))
 	for range min(max(cap(f.slots), runtime.GOMAXPROCS(0)), max(1, len(reads))) {
 		g.Go(func() error {
-			var b readBuffers
+			w := &fetcher{fetch: f, decoder: decoder{r: r}}
 			for rd := range work {
-				if err := f.run(ctx, rd, &b); err != nil {
+				if err := w.run(ctx, rd); err != nil {
 					return err
 				}
 			}
@@ -168,12 +168,13 @@ func (f *fetch) plan(ctx context.Context, ids []restic.ID) ([]read, error) {
 // oversized reports whether reading the blob would take more memory than any blob deserves.
 func oversized(e index.Entry) bool { return uint64(e.Length) > maxBlob(e.Type)+restic.Sealed }
 
-// coalesce joins neighbours in a pack, sorted by offset, into reads.
+// coalesce joins neighbours in a pack, sorted by offset, into reads. Blobs of one read do not overlap, as they would by an index
+// that is wrong: they are decoded where they lie.
 func coalesce(pack restic.ID, entries []index.Entry) (out []read) {
 	for _, e := range entries {
 		lo, hi := int64(e.Offset), int64(e.Offset)+int64(e.Length)
-		if n := len(out); n > 0 && lo-out[n-1].limit <= maxGap && hi-out[n-1].offset <= maxRead {
-			out[n-1].limit = max(out[n-1].limit, hi)
+		if n := len(out); n > 0 && lo >= out[n-1].limit && lo-out[n-1].limit <= maxGap && hi-out[n-1].offset <= maxRead {
+			out[n-1].limit = hi
 			out[n-1].entries = append(out[n-1].entries, e)
 			continue
 		}
@@ -182,61 +183,62 @@ func coalesce(pack restic.ID, entries []index.Entry) (out []read) {
 	return out
 }
 
-// readBuffers are what one range after another is read and decoded into. They grow as needed.
-type readBuffers struct{ sealed, plain []byte }
-
-// room gives the buffer for sealed blobs the length n.
-func (b *readBuffers) room(n int64) []byte {
-	if int64(cap(b.sealed)) < n {
-		b.sealed = make([]byte, n)
-	}
-	b.sealed = b.sealed[:n]
-	return b.sealed
+// fetcher does one read of a fetch after another.
+type fetcher struct {
+	*fetch
+	sealed  []byte // of a read, grows as needed
+	decoder decoder
 }
 
 // run reads a range and delivers the chunks in it.
-func (f *fetch) run(ctx context.Context, rd read, b *readBuffers) error {
+func (f *fetcher) run(ctx context.Context, rd read) error {
 	select {
 	case f.slots <- struct{}{}:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	sealed := b.room(rd.limit - rd.offset)
-	err := f.r.readPack(ctx, rd.pack, rd.offset, sealed)
+	sealed := sized(&f.sealed, rd.limit-rd.offset)
+	damaged := f.r.readPack(ctx, rd.pack, rd.offset, sealed)
 	<-f.slots
-	if err != nil && !damage(err) {
-		return err
+	if damaged != nil && !damage(damaged) {
+		return damaged
 	}
 	for _, e := range rd.entries {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		var plain []byte
-		good := err == nil
-		if good {
+		done := func(plain []byte, bad error) error {
+			if bad != nil {
+				return f.alone(ctx, e.BlobHandle)
+			}
+			return f.deliver(e.ID, plain)
+		}
+		var err error
+		if damaged != nil {
+			err = done(nil, damaged)
+		} else {
 			lo := int64(e.Offset) - rd.offset
-			var bad error
-			plain, bad = f.r.decode(&b.plain, e.Blob, sealed[lo:lo+int64(e.Length)])
-			good = bad == nil
+			err = f.decoder.decode(e.Blob, sealed[lo:lo+int64(e.Length)], done)
 		}
-		if !good {
-			// Once more alone: the fault may lie on the way, or another copy may be good.
-			out, lost := f.r.LoadBlob(ctx, e.BlobHandle)
-			var missing *MissingError
-			if errors.As(lost, &missing) {
-				f.miss(e.BlobHandle, missing.Blobs[0].Err)
-				continue
-			}
-			if lost != nil {
-				return lost
-			}
-			plain = out
-		}
-		if err := f.deliver(e.ID, plain); err != nil {
+		if err != nil {
 			return err
 		}
 	}
-	return nil
+	return f.decoder.flush()
+}
+
+// alone reads a chunk once more: the fault may lie on the way, or another copy may be good.
+func (f *fetch) alone(ctx context.Context, h restic.BlobHandle) error {
+	plain, err := f.r.LoadBlob(ctx, h)
+	var missing *MissingError
+	if errors.As(err, &missing) {
+		f.miss(h, missing.Blobs[0].Err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return f.deliver(h.ID, plain)
 }
 
 func (f *fetch) deliver(id restic.ID, data []byte) error {

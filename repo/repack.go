@@ -102,7 +102,7 @@ func (p *pruner) repack(ctx context.Context) (err error) {
 	g, gctx := errgroup.WithContext(ctx)
 	slots := make(chan struct{}, max(1, p.r.be.Connections()))
 	for range max(cap(slots), runtime.GOMAXPROCS(0)) {
-		c := &copier{p: p, s: s, slots: slots}
+		c := &copier{p: p, s: s, slots: slots, decoder: decoder{r: p.r}}
 		g.Go(func() error {
 			for rd := range reads {
 				if err := c.copy(gctx, rd); err != nil {
@@ -146,8 +146,9 @@ type copier struct {
 	p       *pruner
 	s       *session
 	slots   chan struct{}
-	buffers readBuffers
-	sealed  []byte // of a blob, since decoding uses it up
+	read    []byte
+	decoder decoder
+	sealed  [2][]byte // a blob of each lane, since decoding uses it up
 }
 
 func (c *copier) copy(ctx context.Context, rd read) error {
@@ -156,37 +157,47 @@ func (c *copier) copy(ctx context.Context, rd read) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	buf := c.buffers.room(rd.limit - rd.offset)
-	err := c.p.r.readPack(ctx, rd.pack, rd.offset, buf)
+	buf := sized(&c.read, rd.limit-rd.offset)
+	damaged := c.p.r.readPack(ctx, rd.pack, rd.offset, buf)
 	<-c.slots
-	if err != nil && !damage(err) {
-		return err
+	if damaged != nil && !damage(damaged) {
+		return damaged
 	}
 	for _, e := range rd.entries {
 		lo := int64(e.Offset) - rd.offset
-		c.sealed = append(c.sealed[:0], buf[lo:lo+int64(e.Length)]...)
-		out, bad := c.p.r.decode(&c.buffers.plain, e.Blob, buf[lo:lo+int64(e.Length)])
-		if err != nil || bad != nil {
-			// Another try, another copy; if there is none prune gives up before it deletes anything.
-			out, err := c.p.r.LoadBlob(ctx, e.BlobHandle)
-			if err != nil {
-				return err
+		unit := buf[lo : lo+int64(e.Length)]
+		sealed := append(c.sealed[c.decoder.lane()][:0], unit...)
+		c.sealed[c.decoder.lane()] = sealed
+		done := func(plain []byte, bad error) error {
+			if bad != nil {
+				return c.alone(ctx, e.BlobHandle)
 			}
-			if err := c.s.submit(&job{handle: e.BlobHandle, data: out, stats: &counters{}}); err != nil {
-				return err
+			defer c.p.step(int64(e.Length))
+			if c.worthCompressing(e.Blob) {
+				return c.s.submit(&job{handle: e.BlobHandle, data: slices.Clone(plain), stats: &counters{}})
 			}
-			continue
+			return c.s.copySealed(e.Blob, sealed)
 		}
-		if c.worthCompressing(e.Blob) {
-			if err := c.s.submit(&job{handle: e.BlobHandle, data: slices.Clone(out), stats: &counters{}}); err != nil {
-				return err
-			}
-		} else if err := c.s.copySealed(e.Blob, c.sealed); err != nil {
+		var err error
+		if damaged != nil {
+			err = done(nil, damaged)
+		} else {
+			err = c.decoder.decode(e.Blob, unit, done)
+		}
+		if err != nil {
 			return err
 		}
-		c.p.step(int64(e.Length))
 	}
-	return nil
+	return c.decoder.flush()
+}
+
+// alone copies a blob by another try or from another copy; if there is none prune gives up before it deletes anything.
+func (c *copier) alone(ctx context.Context, h restic.BlobHandle) error {
+	plain, err := c.p.r.LoadBlob(ctx, h)
+	if err != nil {
+		return err
+	}
+	return c.s.submit(&job{handle: h, data: plain, stats: &counters{}})
 }
 
 // worthCompressing reports whether a blob should be sealed anew to be compressed: trees always, data if asked for.

@@ -218,7 +218,7 @@ func (c *checker) findBad(ctx context.Context, truth map[restic.ID][]restic.Blob
 			for i, b := range truth[id] {
 				entries[i] = index.Entry{Blob: b, Pack: id}
 			}
-			pr := &packReader{r: c.r}
+			pr := &packReader{decoder: decoder{r: c.r}}
 			bad, problem, err := pr.verify(gctx, id, c.sizes[id], entries)
 			if err == nil && problem != nil {
 				bad, problem, err = pr.verify(gctx, id, c.sizes[id], entries)
