@@ -16,7 +16,8 @@ type Overwrite struct {
 
 // WithOverwrite runs fn, which overwrites disks of the machine. From before the first byte until fn has succeeded the
 // machine carries the mark and the journal an entry. When fn fails both stay: what was overwritten cannot be undone, only
-// completed, so [Client.Recover] lists the entry until the machine does not carry the mark any more.
+// completed, so [Client.Recover] lists the entry until the machine does not carry the mark any more. Once all is written,
+// the end of ctx does not keep both from going.
 func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, fn func(context.Context) error) error {
 	x, err := op.announce(entry{Kind: EntryOverwrite, Server: v.c.about.InstanceUUID, Machine: v.ID(), Path: v.label(), Object: mark.Value, Name: mark.Key})
 	if err != nil {
@@ -25,7 +26,7 @@ func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, f
 	if err := v.SetExtra(ctx, map[string]string{mark.Key: mark.Value}); err != nil {
 		after, cancel := v.c.afterwards(ctx)
 		defer cancel()
-		if half, e := v.carries(after, mark.Key); e == nil && !half {
+		if half, e := v.willCarry(after, mark.Key); e == nil && !half {
 			err = errors.Join(err, x.strike()) // nothing happened
 		}
 		return err
@@ -33,10 +34,23 @@ func (v *VM) WithOverwrite(ctx context.Context, op *Operation, mark Overwrite, f
 	if err := fn(ctx); err != nil {
 		return err
 	}
-	if err := v.reconfigure(ctx, "finish "+v.label(), types.VirtualMachineConfigSpec{ExtraConfig: mark.done()}); err != nil {
+	after, cancel := v.c.afterwards(ctx)
+	defer cancel()
+	err = v.c.insist(after, func() error {
+		return v.reconfigure(after, "finish "+v.label(), types.VirtualMachineConfigSpec{ExtraConfig: mark.done()})
+	})
+	if err != nil {
 		return err
 	}
 	return x.strike()
+}
+
+// willCarry is carries when all that lost calls began has ended.
+func (v *VM) willCarry(ctx context.Context, key string) (bool, error) {
+	if err := v.c.quiet(ctx, v.ref(), "reconfig"); err != nil {
+		return false, err
+	}
+	return v.carries(ctx, key)
 }
 
 // done is what to change in ExtraConfig when all is written: the mark goes.
