@@ -40,6 +40,8 @@ type options struct {
 
 const longHelp = `vmkeep-check verifies that everything any snapshot of a restic repository needs is there,
 and with --read-data, --read-data-subset or --daily that it is stored bit by bit as it was written.
+Authentication codes, the hashes of all blobs and the pack's header cover every byte; only a pack's name, which is the hash
+of the whole, is not computed once more: restic check does that.
 
 Locations, variables and exit codes are restic's: RESTIC_REPOSITORY, RESTIC_REPOSITORY_FILE, RESTIC_PASSWORD,
 RESTIC_PASSWORD_FILE, RESTIC_PASSWORD_COMMAND, RESTIC_CACERT, RESTIC_TLS_CLIENT_CERT, RESTIC_REST_USERNAME,
