@@ -32,13 +32,24 @@ func ownPlugin(t *testing.T) string {
 	return path
 }
 
-// kill ends the processes that run a program, as the kernel does when memory runs out: without a word.
-func kill(program string) error {
-	pids, err := processes(program)
-	for _, pid := range pids {
-		err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
+// kill ends the processes that run programs, as the kernel does when memory runs out: without a word. They are stopped
+// before, so that none sees another one die.
+func kill(programs ...string) error {
+	var all []int
+	for _, program := range programs {
+		pids, err := processes(program)
+		if err != nil {
+			return err
+		}
+		all = append(all, pids...)
 	}
-	return err
+	var failed error
+	for _, signal := range []syscall.Signal{syscall.SIGSTOP, syscall.SIGKILL} {
+		for _, pid := range all {
+			failed = errors.Join(failed, syscall.Kill(pid, signal))
+		}
+	}
+	return failed
 }
 
 // unheard takes an answer that nobody reads.

@@ -78,9 +78,10 @@ func TestWhatAKilledLibraryLeftAttachedIsDetached(t *testing.T) {
 				failed <- err
 			}()
 			r.awaitAttached(1)
-			r.must(kill(program))
 			if both {
-				r.must(kill(helperProgram()))
+				r.must(kill(program, helperProgram()))
+			} else {
+				r.must(kill(program))
 			}
 			if err := <-failed; err == nil {
 				t.Error("the backup of a killed plugin succeeds")
