@@ -102,16 +102,19 @@ func sized(buf *[]byte, n int64) []byte {
 type decoder struct {
 	r      *Repository
 	plain  [2][]byte // what a blob of each lane of the hasher is decompressed into
+	lent   [2]bool   // the blob of a lane lies where it was sealed
 	hasher sha256x2.Hasher
 }
 
 // decode is [Repository.decode], whose results done gets, perhaps only during a later decode or flush. Until then sealed is in use.
 // It returns what done does, after an error of which the decoder is of no use.
 func (d *decoder) decode(b restic.Blob, sealed []byte, done func(plain []byte, err error) error) error {
-	plain, err := d.r.unseal(&d.plain[d.lane()], b, sealed)
+	lane := d.lane()
+	plain, err := d.r.unseal(&d.plain[lane], b, sealed)
 	if err != nil {
 		return done(nil, err)
 	}
+	d.lent[lane] = !b.Compressed()
 	return d.hasher.Add(plain, func(hash [sha256x2.Size]byte) error {
 		if err := named(b.BlobHandle, hash); err != nil {
 			return done(nil, err)
@@ -125,6 +128,14 @@ func (d *decoder) lane() int { return d.hasher.Free() }
 
 // flush ends with all blobs done.
 func (d *decoder) flush() error { return d.hasher.Flush() }
+
+// release ends with no sealed bytes in use. A blob that needs none may wait for the next one.
+func (d *decoder) release() error {
+	if d.lent[1-d.lane()] {
+		return d.flush()
+	}
+	return nil
+}
 
 // loadEntry reads one copy of a blob, trees from the cache if it has them.
 func (r *Repository) loadEntry(ctx context.Context, e index.Entry) ([]byte, error) {

@@ -57,7 +57,7 @@ func (r *Repository) Fetch(ctx context.Context, ids []restic.ID, fn func(i int, 
 					return err
 				}
 			}
-			return nil
+			return w.decoder.flush()
 		})
 	}
 	g.Go(func() error {
@@ -224,7 +224,7 @@ func (f *fetcher) run(ctx context.Context, rd read) error {
 			return err
 		}
 	}
-	return f.decoder.flush()
+	return f.decoder.release()
 }
 
 // alone reads a chunk once more: the fault may lie on the way, or another copy may be good.

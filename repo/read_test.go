@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -10,11 +11,13 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 
 	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/backend/backendtest"
+	"github.com/vmkeep/vmkeep/repo/internal/index"
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
@@ -139,6 +142,60 @@ func TestFetchReadsRepeatedAndZeroChunksOnce(t *testing.T) {
 	}
 	if n := f.Count(backendtest.Is(backendtest.Load), backendtest.OfType(restic.PackFile)); n != 1 {
 		t.Errorf("%d reads", n)
+	}
+}
+
+// Chunks far from one another are read one by one, and hashed together even so: none is read again because what it lay in
+// was overwritten.
+func TestFetchHashesChunksOfDifferentReads(t *testing.T) {
+	for _, compression := range []restic.Compression{restic.CompressionAuto, restic.CompressionOff} {
+		t.Run(string(compression), func(t *testing.T) {
+			be := backendtest.NewMemory()
+			create(t, be)
+			r, err := Open(t.Context(), be, OpenOptions{Password: password, Compression: compression})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			const chunks, size = 24, 600_000 // longer than what is read for nothing, also compressed
+			ids, _ := listed(t, r, func(c *Content) error {
+				for i := range chunks {
+					if err := c.Append(noise(uint64(i), size)); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			x, err := r.idx(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			var lie []index.Entry
+			for _, id := range ids {
+				lie = x.Lookup(lie, restic.BlobHandle{ID: id, Type: restic.DataBlob})
+			}
+			slices.SortFunc(lie, func(a, b index.Entry) int {
+				return cmp.Or(bytes.Compare(a.Pack[:], b.Pack[:]), cmp.Compare(a.Offset, b.Offset))
+			})
+			var wanted []restic.ID
+			for i := 0; i < len(lie); i += 2 {
+				wanted = append(wanted, lie[i].ID)
+			}
+			f := backendtest.Inject(be)
+			var right atomic.Int32
+			err = reopen(t, f).Fetch(t.Context(), wanted, func(i int, data []byte) error {
+				if bytes.Equal(data, noise(uint64(slices.Index(ids, wanted[i])), size)) {
+					right.Add(1)
+				}
+				return nil
+			})
+			if err != nil || int(right.Load()) != len(wanted) {
+				t.Errorf("%d of %d chunks are right, %v", right.Load(), len(wanted), err)
+			}
+			if n := f.Count(backendtest.Is(backendtest.Load), backendtest.OfType(restic.PackFile)); n != len(wanted) {
+				t.Errorf("%d reads of %d chunks", n, len(wanted))
+			}
+		})
 	}
 }
 
