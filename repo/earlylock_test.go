@@ -36,6 +36,9 @@ func TestAnEarlyLockLetsReadAtOnceAndWriteWhenItIsSettled(t *testing.T) {
 	var reading time.Duration
 	err := r.WithEarlyLock(t.Context(), func(ctx context.Context) error {
 		reading = time.Since(started)
+		if err := r.Settled(ctx); err != nil || time.Since(started) < lockSettle {
+			t.Errorf("settled after %v, %v", time.Since(started), err)
+		}
 		return storeOne(ctx, r)
 	})
 	if err != nil || changes(be) == 0 || lockCount(be) != 0 {
@@ -53,6 +56,10 @@ func TestAnEarlyLockThatDoesNotHoldStoresNothing(t *testing.T) {
 	err := r.WithEarlyLock(t.Context(), func(ctx context.Context) error {
 		// Somebody wrote an exclusive lock at the same time.
 		leaveLock(t, reopen(t, be), restic.Lock{Time: time.Now(), Exclusive: true, Hostname: "elsewhere", Username: "somebody", PID: 1})
+		settled := r.Settled(ctx)
+		if locked := (*LockedError)(nil); !errors.As(settled, &locked) {
+			t.Errorf("settled with %v", settled)
+		}
 		err := storeOne(ctx, r)
 		ended = context.Cause(ctx)
 		return errors.Join(errors.New("it did not work"), err)

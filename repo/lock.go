@@ -228,6 +228,14 @@ func (r *Repository) WithEarlyLock(ctx context.Context, fn func(ctx context.Cont
 	return r.hold(ctx, Shared, nil, fn)
 }
 
+// Settled waits until it is known whether the lock that an early fn runs under holds, for what fn changes elsewhere than in the
+// repository. ctx is fn's; what it has ended with is returned, a [LockedError] if the lock does not hold.
+func (r *Repository) Settled(ctx context.Context) error {
+	r.be.mu.RLock()
+	defer r.be.mu.RUnlock()
+	return context.Cause(ctx)
+}
+
 // hold writes a lock, runs fn and removes the lock. The lock is settled by before, or, if that is nil, beside fn.
 func (r *Repository) hold(ctx context.Context, mode LockMode, before func(context.Context, *held) error, fn func(ctx context.Context) error) (err error) {
 	if have, ok := ctx.Value(lockKey{r}).(LockMode); ok {

@@ -10,20 +10,18 @@ import (
 
 // backupScene is what has to be known of vSphere before machines are backed up.
 type backupScene struct {
-	vc       *vsphere.Client
-	journal  *vsphere.Journal
+	scene
 	machines []vsphere.Machine
 }
 
 // lookAtVSphere needs no repository, so that it is done while that is opened: deriving its key takes as long.
 func (op *operation) lookAtVSphere(ctx context.Context, s plugin.Selection) (*backupScene, error) {
-	vc, journal, err := op.changing(ctx)
+	opened, err := op.changing(ctx)
 	if err != nil {
 		return nil, err
 	}
-	scene := &backupScene{vc: vc, journal: journal}
-	scene.machines, err = selected(ctx, vc, s)
-	return scene, err
+	machines, err := selected(ctx, opened.vc, s)
+	return &backupScene{opened, machines}, err
 }
 
 // beside runs fn beside its caller and returns what waits for its result.

@@ -41,22 +41,27 @@ func leftoverOf(l vsphere.Leftover, err *plugin.Error) plugin.Leftover {
 	return plugin.Leftover{Operation: l.Operation, Kind: string(l.Kind), Machine: l.Machine, Detail: l.Object, Err: err}
 }
 
-// changing opens what an operation needs that changes something on vSphere, after it undid what former runs left
-// there. What cannot be undone is told, and stops nothing.
-func (op *operation) changing(ctx context.Context) (*vsphere.Client, *vsphere.Journal, error) {
+// scene is what an operation needs that changes something on vSphere.
+type scene struct {
+	vc      *vsphere.Client
+	journal *vsphere.Journal
+}
+
+// changing opens the scene, after it undid what former runs left there. What cannot be undone is told, and stops nothing.
+func (op *operation) changing(ctx context.Context) (scene, error) {
 	vc, err := op.conn.vsphere(ctx)
 	if err != nil {
-		return nil, nil, err
+		return scene{}, err
 	}
 	j, err := op.conn.openJournal()
 	if err != nil {
-		return nil, nil, err
+		return scene{}, err
 	}
 	s := scope{out: op.out}
 	report, err := vc.Recover(ctx, j, op.conn.recoverOptions(vc))
 	if err != nil {
 		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
-		return vc, j, context.Cause(ctx)
+		return scene{vc, j}, context.Cause(ctx)
 	}
 	for _, l := range report.Undone {
 		s.info(plugin.CodeLeftover, "removed what an interrupted run had left", leftoverText(l))
@@ -64,5 +69,5 @@ func (op *operation) changing(ctx context.Context) (*vsphere.Client, *vsphere.Jo
 	for _, l := range report.Failed {
 		s.tell(warning(plugin.CodeLeftover, "a trace of an interrupted run could not be removed", leftoverText(l.Leftover)+": "+l.Err.Error(), "run `vmkeep recover` when the machine is free"))
 	}
-	return vc, j, nil
+	return scene{vc, j}, nil
 }

@@ -21,15 +21,21 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 	var report plugin.RestoreReport
 	err := e.operate(ctx, "restore", emit, func(ctx context.Context, op *operation) error {
 		started := time.Now()
+		changing, stop := op.ahead(ctx, req.Mode)
+		defer stop()
 		return op.withRepository(ctx, func(r *repo.Repository) error {
-			return r.WithLock(ctx, repo.Shared, func(ctx context.Context) error {
+			return r.WithEarlyLock(ctx, func(ctx context.Context) error {
 				point, err := findPoint(ctx, r, req.Point, req.Machine)
 				if err != nil {
 					return err
 				}
-				job := &restoreJob{op: op, req: req, repo: r, point: point, report: &report, scope: scope{out: op.out, machine: point.manifest.Machine.Name}}
+				job := &restoreJob{op: op, req: req, changing: changing, repo: r, point: point, report: &report,
+					scope: scope{out: op.out, machine: point.manifest.Machine.Name}}
 				report.Operation, report.Point = op.id, point.snapshot.ID.String()
 				if job.disks, err = job.chosen(); err != nil {
+					return err
+				}
+				if err := r.Settled(ctx); err != nil {
 					return err
 				}
 				defer func() { report.Stats.Seconds = time.Since(started).Seconds() }()
@@ -54,15 +60,29 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 	return report, err
 }
 
+// ahead begins to open the scene of a restore while the repository is opened and locked, which takes as long, and returns
+// what waits for it. An attachment first takes over what opening the scene would undo: it opens it itself.
+func (op *operation) ahead(ctx context.Context, mode plugin.RestoreMode) (changing func(context.Context) (scene, error), stop func()) {
+	switch mode {
+	case plugin.RestoreNew, "", plugin.RestoreInPlace, plugin.RestoreRollback:
+	default:
+		return op.changing, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	opened := beside(func() (scene, error) { return op.changing(ctx) })
+	return func(context.Context) (scene, error) { return opened() }, func() { cancel(); _, _ = opened() }
+}
+
 // restoreJob is one restore of one point.
 type restoreJob struct {
-	op     *operation
-	req    plugin.RestoreRequest
-	repo   *repo.Repository
-	point  *loadedPoint
-	disks  []manifestDisk
-	report *plugin.RestoreReport
-	scope  scope
+	op       *operation
+	req      plugin.RestoreRequest
+	changing func(context.Context) (scene, error)
+	repo     *repo.Repository
+	point    *loadedPoint
+	disks    []manifestDisk
+	report   *plugin.RestoreReport
+	scope    scope
 
 	// Of an attachment that goes on where an interrupted run stopped.
 	begun bool               // the disks are filled in part
@@ -223,11 +243,12 @@ func (j *restoreJob) readBack(ctx context.Context, d manifestDisk, w *diskWriter
 
 // newMachine makes a machine like the saved one and fills its disks.
 func (j *restoreJob) newMachine(ctx context.Context) error {
-	vc, journal, err := j.op.changing(ctx)
+	opened, err := j.changing(ctx)
 	if err != nil {
 		return err
 	}
-	operation, err := journal.Begin("", j.repo.ID())
+	vc := opened.vc
+	operation, err := opened.journal.Begin("", j.repo.ID())
 	if err != nil {
 		return err
 	}
@@ -259,7 +280,7 @@ func (j *restoreJob) newMachine(ctx context.Context) error {
 		return err
 	}
 	if plan.Begun {
-		j.clearJournal(ctx, vc, journal)
+		j.clearJournal(ctx, opened)
 	}
 	return j.powerOn(ctx, vm)
 }
@@ -274,8 +295,8 @@ func (j *restoreJob) powerOn(ctx context.Context, vm *vsphere.VM) error {
 }
 
 // clearJournal strikes from the journal what an interrupted run has announced and this one has completed.
-func (j *restoreJob) clearJournal(ctx context.Context, vc *vsphere.Client, journal *vsphere.Journal) {
-	if _, err := vc.Recover(ctx, journal, vsphere.RecoverOptions{}); err != nil {
+func (j *restoreJob) clearJournal(ctx context.Context, s scene) {
+	if _, err := s.vc.Recover(ctx, s.journal, vsphere.RecoverOptions{}); err != nil {
 		j.note(warning(plugin.CodeLeftover, "the entry of the interrupted restore is still in the journal", err.Error(), "run `vmkeep recover`"))
 	}
 }

@@ -84,12 +84,12 @@ func (t *machineTarget) look(ctx context.Context, j *restoreJob, check func(cont
 // onMachine finds the machine to write to, makes sure that it can be written to before anything is done to it, that it
 // is off where it has to be, and runs fn with a journal. A machine that was switched off and could not be written to runs again.
 func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, *machineTarget) error, fn func(context.Context, *machineTarget) error) (err error) {
-	vc, journal, err := j.op.changing(ctx)
+	opened, err := j.changing(ctx)
 	if err != nil {
 		return err
 	}
-	t := &machineTarget{vc: vc}
-	if t.vm, err = j.target(ctx, vc); err != nil {
+	t := &machineTarget{vc: opened.vc}
+	if t.vm, err = j.target(ctx, t.vc); err != nil {
 		return err
 	}
 	if err := t.look(ctx, j, check); err != nil {
@@ -110,7 +110,7 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 		}
 	}
 	if t.op = j.held; t.op == nil {
-		if t.op, err = journal.Begin("", j.repo.ID()); err != nil {
+		if t.op, err = opened.journal.Begin("", j.repo.ID()); err != nil {
 			return err
 		}
 	}
@@ -125,7 +125,7 @@ func (j *restoreJob) onMachine(ctx context.Context, check func(context.Context, 
 		return err
 	}
 	if interrupted {
-		j.clearJournal(ctx, vc, journal)
+		j.clearJournal(ctx, opened)
 	}
 	return j.powerOn(ctx, t.vm)
 }

@@ -34,11 +34,11 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 		if !(req.Sample > 0 && req.Sample <= 1) {
 			return invalid("sample", fmt.Sprintf("a sample of %v", req.Sample), "use a share above 0, up to 1")
 		}
-		vc, journal, err := op.changing(ctx)
+		opened, err := op.changing(ctx)
 		if err != nil {
 			return err
 		}
-		machines, err := selected(ctx, vc, req.Selection)
+		machines, err := selected(ctx, opened.vc, req.Selection)
 		if err != nil {
 			return err
 		}
@@ -48,7 +48,7 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 				if err != nil {
 					return err
 				}
-				a := &auditRun{op: op, vc: vc, repo: r, journal: journal, sample: req.Sample, points: points}
+				a := &auditRun{scene: opened, op: op, repo: r, sample: req.Sample, points: points}
 				report.Machines = make([]plugin.VerifyResult, len(machines))
 				lanesOf(op.conn.cfg.Limits).run(ctx, machines, func(ctx context.Context, i int) {
 					res, err := a.machine(ctx, machines[i])
@@ -66,12 +66,11 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 
 // auditRun is what the machines of one audit share.
 type auditRun struct {
-	op      *operation
-	vc      *vsphere.Client
-	repo    *repo.Repository
-	journal *vsphere.Journal
-	sample  float64
-	points  map[machineIdentity]*restic.Snapshot
+	scene
+	op     *operation
+	repo   *repo.Repository
+	sample float64
+	points map[machineIdentity]*restic.Snapshot
 }
 
 func (a *auditRun) machine(ctx context.Context, m vsphere.Machine) (res plugin.VerifyResult, err error) {
