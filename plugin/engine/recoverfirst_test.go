@@ -1,6 +1,8 @@
 package engine_test
 
 import (
+	"context"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -59,4 +61,32 @@ func TestOperationsBeginByRecovering(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where an operation is cancelled while it looks for leftovers, nobody is told that they could not be looked for.
+func TestALookThatIsBrokenOffIsNotTold(t *testing.T) {
+	r := newRig(t, lab.Options{Machines: []lab.Machine{{Name: "db", Disks: []lab.Disk{{Size: 2 << 20}}}}})
+	point := r.point("db").ID
+	db := r.lab.Machine("db")
+	r.must(db.SetFaults(lab.MachineFaults{RemoveSnapshot: &types.NoPermission{PrivilegeId: "VirtualMachine.State.RemoveSnapshot"}}))
+	r.tryBackup("db", nil)
+	r.must(db.SetFaults(lab.MachineFaults{}))
+
+	ctx, cancel := context.WithCancel(t.Context())
+	release := r.lab.Inject(lab.Fault{Method: "RemoveSnapshot_Task", Do: func(http.ResponseWriter, *http.Request, http.Handler) {
+		cancel()
+		panic(http.ErrAbortHandler)
+	}})
+	r.events = nil
+	_, err := r.Restore(ctx, plugin.RestoreRequest{Point: point, Mode: plugin.RestoreRollback, PowerOff: true}, r.note)
+	failsWith(t, err, plugin.CodeCancelled, "cancel")
+	for _, e := range r.events {
+		if e.Diagnostic != nil {
+			t.Errorf("told: %+v", e.Diagnostic)
+		}
+	}
+	release()
+	_, err = r.Recover(t.Context(), nil)
+	r.must(err)
+	r.noTraces("db")
 }

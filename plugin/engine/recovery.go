@@ -59,12 +59,14 @@ func (op *operation) changing(ctx context.Context) (scene, error) {
 	}
 	s := scope{out: op.out}
 	report, err := vc.Recover(ctx, j, op.conn.recoverOptions(vc))
-	if err != nil {
-		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
-		return scene{vc, j}, context.Cause(ctx)
-	}
 	for _, l := range report.Undone {
 		s.info(plugin.CodeLeftover, "removed what an interrupted run had left", leftoverText(l))
+	}
+	if ctx.Err() != nil {
+		return scene{}, context.Cause(ctx)
+	}
+	if err != nil {
+		s.tell(warning(plugin.CodeLeftover, "leftovers of former runs could not be looked for", err.Error(), "run `vmkeep recover`"))
 	}
 	for _, l := range report.Failed {
 		s.tell(warning(plugin.CodeLeftover, "a trace of an interrupted run could not be removed", leftoverText(l.Leftover)+": "+l.Err.Error(), "run `vmkeep recover` when the machine is free"))
