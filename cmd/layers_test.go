@@ -32,7 +32,7 @@ func layers() []layer {
 		{"chunker/extent", nil, "byte ranges are below everything"},
 		{"chunker", []string{"chunker/extent"}, "cutting needs ranges; what is done with the chunks is not its business"},
 
-		{"repo/restic", []string{"chunker"}, "the format as pure values; of the chunker only the polynomial"},
+		{"repo/restic", []string{"chunker", "repo/internal/sha256x2"}, "the format as pure values; of the chunker only the polynomial"},
 		{"repo/internal/crypto", nil, "cryptography can be judged alone"},
 		{"repo/internal/sha256x2", nil, "a hash is a function of bytes"},
 		{"repo/internal/index", []string{"repo/restic"}, "a map from the format's names to the format's places"},

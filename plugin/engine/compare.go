@@ -120,11 +120,23 @@ func compareOne(from io.ReaderAt, run []piece, buf []byte) ([]byte, []extent.Ext
 	if err != nil && err != io.EOF {
 		return buf, nil, err
 	}
+	at := func(p piece) []byte { return buf[p.off-lo : p.extent().End()-lo] }
+	var chunks [][]byte
+	for _, p := range run {
+		if !p.zero() {
+			chunks = append(chunks, at(p))
+		}
+	}
+	hashes := restic.HashAll(chunks)
 	var different []extent.Extent
 	for _, p := range run {
-		data := buf[p.off-lo : p.off-lo+p.len]
-		there := p.extent().End()-lo <= int64(n) // the disk may end before
-		if same := there && (p.zero() && isZero(data) || !p.zero() && restic.Hash(data) == p.id); !same {
+		var same bool
+		if p.zero() {
+			same = isZero(at(p))
+		} else {
+			same, hashes = hashes[0] == p.id, hashes[1:]
+		}
+		if there := p.extent().End()-lo <= int64(n); !same || !there { // the disk may end before
 			different = append(different, p.extent())
 		}
 	}

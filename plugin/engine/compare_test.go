@@ -127,6 +127,26 @@ func TestComparingFindsWhatDiffersInFewReads(t *testing.T) {
 		data[at] ^= 1
 	}
 
+	// The first or the last byte of any of the pieces, which end at any byte.
+	rng := rand.New(rand.NewPCG(8, 2))
+	for range 20 {
+		var want, flipped []extent.Extent
+		for _, p := range pieces {
+			if p.zero() || rng.IntN(3) == 0 {
+				continue
+			}
+			at := extent.Extent{Off: p.off + rng.Int64N(2)*(p.len-1), Len: 1}
+			want, flipped = append(want, p.extent()), append(flipped, at)
+			data[at.Off] ^= 1
+		}
+		if found, err := c.differing(t.Context(), bytes.NewReader(data), nothing); err != nil || !slices.Equal(found, extent.Of(want...)) {
+			t.Errorf("bytes at %v: %v, want %v: %v", flipped, found, want, err)
+		}
+		for _, e := range flipped {
+			data[e.Off] ^= 1
+		}
+	}
+
 	// What is skipped is neither read nor found different.
 	skipped := pieces[len(pieces)/2].extent()
 	data[skipped.Off] ^= 1

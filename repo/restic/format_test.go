@@ -23,6 +23,26 @@ func TestZeroChunkIsTheHashOfZeros(t *testing.T) {
 	}
 }
 
+func TestHashAllIsHashOfEach(t *testing.T) {
+	data := make([]byte, 100_000)
+	r := rand.New(rand.NewPCG(9, 9))
+	for i := range data {
+		data[i] = byte(r.Uint32())
+	}
+	for count := range 12 {
+		pieces := make([][]byte, count)
+		want := make([]ID, count)
+		for i := range pieces {
+			off := r.IntN(len(data))
+			pieces[i] = data[off : off+r.IntN(len(data)-off)]
+			want[i] = Hash(pieces[i])
+		}
+		if got := HashAll(pieces); !slices.Equal(got, want) {
+			t.Errorf("of %d pieces: %v, want %v", count, got, want)
+		}
+	}
+}
+
 func TestTreeIsSpeltAsResticSpellsIt(t *testing.T) {
 	sub := Hash([]byte("sub"))
 	tree := &Tree{Nodes: []Node{

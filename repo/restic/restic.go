@@ -12,6 +12,8 @@ import (
 	"fmt"
 
 	"github.com/minio/sha256-simd"
+
+	"github.com/vmkeep/vmkeep/repo/internal/sha256x2"
 )
 
 // ID names a file or a blob: a SHA-256.
@@ -19,6 +21,18 @@ type ID [sha256.Size]byte
 
 // Hash is the ID of data.
 func Hash(data []byte) ID { return sha256.Sum256(data) }
+
+// HashAll is the ID of each of the pieces. It hashes two side by side where the processor can, which takes three quarters of the
+// time or less.
+func HashAll(pieces [][]byte) []ID {
+	ids := make([]ID, len(pieces))
+	var h sha256x2.Hasher
+	for i, data := range pieces {
+		_ = h.Add(data, func(hash [sha256x2.Size]byte) error { ids[i] = hash; return nil }) // fails as that function does: never
+	}
+	_ = h.Flush()
+	return ids
+}
 
 // ParseID reads 64 hexadecimal digits.
 func ParseID(s string) (ID, error) {
