@@ -20,6 +20,8 @@ type stitcher struct {
 	patch   bool // only sectors that differ from what is there are written
 	written *atomic.Int64
 
+	buffers sync.Pool // of *[]byte: what is there, while it is looked at
+
 	mu      sync.Mutex
 	pending map[int64]*sector // by number
 }
@@ -125,10 +127,18 @@ func (s *stitcher) put(off int64, data []byte) error {
 	if !s.patch || len(data) == 0 {
 		return s.send(off, data)
 	}
-	there := make([]byte, len(data))
-	if _, err := s.there.ReadAt(there, off); err != nil && err != io.EOF {
+	buf, _ := s.buffers.Get().(*[]byte)
+	if buf == nil || cap(*buf) < len(data) {
+		b := make([]byte, len(data))
+		buf = &b
+	}
+	defer s.buffers.Put(buf)
+	there := (*buf)[:len(data)]
+	n, err := s.there.ReadAt(there, off)
+	if err != nil && err != io.EOF {
 		return fmt.Errorf("read the disk at %d: %w", off, err)
 	}
+	clear(there[n:])
 	begin, end := 0, 0 // the differing run that is still open
 	for at := 0; at < len(data); at += vddk.SectorSize {
 		if bytes.Equal(data[at:at+vddk.SectorSize], there[at:at+vddk.SectorSize]) {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -157,5 +158,24 @@ func TestStitcherWritesWhatDiffers(t *testing.T) {
 		if got := written.Load(); got < int64(spoilt*512) || got > int64(spoilt*(512+patchGap)) {
 			t.Errorf("seed %d: %d bytes were written for %d sectors that differ", seed, got, spoilt)
 		}
+	}
+}
+
+// Looking at what is there takes no memory for each piece.
+func TestPatchingReusesItsBuffers(t *testing.T) {
+	const piece, pieces = 1 << 20, 64
+	target := &sectorTarget{data: make([]byte, piece*pieces), written: make([]bool, piece*pieces/512)}
+	s := &stitcher{target: target, there: target, patch: true, pending: map[int64]*sector{}, written: new(atomic.Int64)}
+	data := make([]byte, piece)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for n := range int64(pieces) {
+		if err := s.write(n*piece, data); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > piece*pieces/2 {
+		t.Errorf("%d bytes were allocated for %d pieces of %d", n, pieces, piece)
 	}
 }
