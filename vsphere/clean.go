@@ -214,7 +214,36 @@ func (p *MachinePlan) devices(ctx context.Context, c *Client, t *tree, ci types.
 			p.note("%s (%s) is left out: it stands for something of the old host", deviceLabel(dev), strings.TrimPrefix(fmt.Sprintf("%T", dev), "*types."))
 		}
 	}
+	p.checkMapping()
 	return nil
+}
+
+// checkMapping finds a mapping that fits no card while a card stays on a network that nobody mapped: a slip of the pen
+// would put a copy beside the machine it is one of. One table for many machines is fine: it maps all their networks.
+func (p *MachinePlan) checkMapping() {
+	var saved []string
+	unmapped := false
+	for _, n := range p.NICs {
+		saved = append(saved, n.Saved)
+		_, mapped := p.mapping(n.Saved)
+		unmapped = unmapped || !mapped && n.Network != ""
+	}
+	for _, from := range slices.Sorted(maps.Keys(p.asked.Networks)) {
+		fits := slices.ContainsFunc(saved, func(s string) bool { return strings.EqualFold(from, s) })
+		if unmapped && !fits {
+			p.problem(ErrInvalid, from, fmt.Sprintf("no card of the saved machine is on network %q", from), "map the networks that the cards are on, to themselves where they are to stay", saved)
+		}
+	}
+}
+
+// mapping is the network that was asked for in place of a saved one.
+func (p *MachinePlan) mapping(saved string) (to string, ok bool) {
+	for from, to := range p.asked.Networks {
+		if strings.EqualFold(from, saved) {
+			return to, true
+		}
+	}
+	return "", false
 }
 
 func deviceLabel(dev types.BaseVirtualDevice) string {
@@ -299,11 +328,9 @@ func (p *MachinePlan) card(ctx context.Context, c *Client, t *tree, dev types.Ba
 	if i := slices.IndexFunc(p.asked.NICs, func(n NIC) bool { return n.Key == x.Key && n.Network != "" }); i >= 0 {
 		saved = p.asked.NICs[i].Network
 	}
-	want := saved
-	for from, to := range p.asked.Networks {
-		if strings.EqualFold(from, saved) {
-			want = to
-		}
+	want, mapped := p.mapping(saved)
+	if !mapped {
+		want = saved
 	}
 	plan := PlannedNIC{Label: label, Saved: saved}
 	for name := range p.at.networks {

@@ -168,6 +168,11 @@ func TestPlanFindsProblems(t *testing.T) {
 		{"datastore of a disk", func(s *MachineSpec) { s.Datastores = map[string]string{"sata0-0": "ds9"} }, ErrUnsuitable, "ds9", "ds2"},
 		{"network", func(s *MachineSpec) { s.Networks = map[string]string{"net1": "net9"} }, ErrUnsuitable, "net9", "net2"},
 		{"network, not wanted", func(s *MachineSpec) { s.Networks, s.NoNetworks = map[string]string{"net1": "net9"}, true }, nil, "", ""},
+		{"network that no card is on", func(s *MachineSpec) { s.Networks = map[string]string{"net11": "net2"} }, ErrInvalid, "net11", "net1"},
+		{"network of another machine", func(s *MachineSpec) { s.Networks = map[string]string{"net11": "net2", "net1": "net2"} }, nil, "", ""},
+		{"network of another machine, no card connected", func(s *MachineSpec) {
+			s.Networks, s.NICs, s.NoNetworks = map[string]string{"net11": "net2"}, []NIC{{Key: s.NICs[0].Key, Network: "net9"}}, true
+		}, nil, "", ""},
 		{"name", func(s *MachineSpec) { s.Name, s.Folder = "WEB", "prod" }, ErrExists, "WEB", ""},
 		{"identity", func(s *MachineSpec) { s.Identity = IdentityKeep }, ErrExists, "/dc1/vm/prod/web", ""},
 		{"space", func(s *MachineSpec) { s.Datastore, s.Provision = "ds3", ProvisionThick }, ErrSpace, "ds3", "ds1"},

@@ -46,7 +46,7 @@ type MachineSpec struct {
 
 	Datastore  string            // for home and disks that Datastores does not name; empty: the saved one where it exists here
 	Datastores map[string]string // disk name -> datastore
-	Networks   map[string]string // saved network -> network here; unnamed: the same name where it exists here
+	Networks   map[string]string // saved network -> network here; unnamed: the same name where it exists here, and then all of these have to fit
 	NoNetworks bool              // leave cards without a network disconnected, instead of failing
 	Identity   Identity          // instanceUuid and biosUuid; empty: new
 	MAC        Identity          // empty: new

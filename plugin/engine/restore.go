@@ -111,7 +111,20 @@ func (j *restoreJob) chosen() ([]manifestDisk, error) {
 				Remedy: "choose among " + strings.Join(have, ", ")}
 		}
 	}
-	return out, nil
+	return out, j.placesKnown()
+}
+
+// placesKnown refuses a place for a disk that the point does not know: what was meant would go elsewhere.
+func (j *restoreJob) placesKnown() error {
+	for _, places := range []map[string]string{j.req.Target.Datastores, j.req.Target.Positions} {
+		for name := range places {
+			if !slices.ContainsFunc(j.point.manifest.Disks, func(d manifestDisk) bool { return d.Name == name }) {
+				return &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("the point has no disk %q to place", name), Object: name,
+					Remedy: "list the point's disks with `vmkeep points --disks`"}
+			}
+		}
+	}
+	return nil
 }
 
 // weigh says how many bytes there are to move at most, and finds out beside the restore how many there are on disks that

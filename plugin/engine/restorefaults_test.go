@@ -320,6 +320,16 @@ func TestPlansOfRestores(t *testing.T) {
 	expect(plan(plugin.RestoreRequest{Mode: plugin.RestoreDirectory, Directory: dir, Format: plugin.FormatFlat}), mediumSize, "scsi0-0-flat.vmdk")
 	expect(plan(plugin.RestoreRequest{Mode: plugin.RestoreDirectory}), 0, "", "no directory")
 	expect(plan(plugin.RestoreRequest{Target: plugin.Target{Name: "db"}}), mediumSize, "create", "db")
+	for mode, target := range map[plugin.RestoreMode]plugin.Target{
+		plugin.RestoreNew:    {Name: "copy", Datastores: map[string]string{"scsi0-7": "ds1"}},
+		plugin.RestoreAttach: {Positions: map[string]string{"scsi0-7": "scsi0:7"}},
+	} {
+		req := plugin.RestoreRequest{Point: point.ID, Mode: mode, Target: target, PowerOff: true}
+		_, err := r.PlanRestore(t.Context(), req)
+		failsWith(t, err, plugin.CodePointNotFound, "scsi0-7")
+		_, err = r.Restore(t.Context(), req, r.note)
+		failsWith(t, err, plugin.CodePointNotFound, "scsi0-7")
+	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("a plan wrote %v, %v", entries, err)
 	}
