@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -34,6 +35,9 @@ of shell variables that govc reads:
 
   eval "$(vmkeep-lab --machines 2 &)"
 
+With --json it is one JSON object: message_type lab, url, username, password, thumbprint, nfc (address of the disk
+server), pid.
+
 An outside guest writes to live disks, and causes faults, over HTTP below /lab of the same address:
 
   curl -k -T part.img "https://127.0.0.1:8989/lab/vm1/2000?offset=1048576"
@@ -52,16 +56,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		_, _ = fmt.Fprintln(stderr, "vmkeep-lab:", err)
 		return 2
 	}
-	l, err := lab.Start(ctx, opt)
+	l, err := lab.Start(ctx, opt.Options)
 	if err != nil {
 		_, _ = fmt.Fprintln(stderr, "vmkeep-lab:", err)
 		return 1
 	}
-	u := l.URL()
-	password, _ := u.User.Password()
-	_, err = fmt.Fprintf(stdout, "export GOVC_URL='%s://%s%s' GOVC_USERNAME='%s' GOVC_PASSWORD='%s' GOVC_INSECURE=1 VMKEEP_THUMBPRINT='%s' VMKEEP_LAB_NFC='%s' VMKEEP_LAB_PID=%d\n",
-		u.Scheme, u.Host, u.Path, u.User.Username(), password, l.Thumbprint(), l.NFC().Addr(), os.Getpid())
-	if err == nil {
+	if err = tell(stdout, l, opt.json); err == nil {
 		<-ctx.Done()
 	}
 	if err := errors.Join(err, l.Close()); err != nil {
@@ -71,8 +71,38 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
+// reached is how a lab is reached.
+type reached struct {
+	MessageType string `json:"message_type"` // as vmkeep's
+	URL         string `json:"url"`
+	Username    string `json:"username"`
+	Password    string `json:"password"`
+	Thumbprint  string `json:"thumbprint"`
+	NFC         string `json:"nfc"`
+	PID         int    `json:"pid"`
+}
+
+// tell writes the line that says how the lab is reached.
+func tell(w io.Writer, l *lab.Lab, asJSON bool) error {
+	u := l.URL()
+	password, _ := u.User.Password()
+	r := reached{"lab", u.Scheme + "://" + u.Host + u.Path, u.User.Username(), password, l.Thumbprint(), l.NFC().Addr().String(), os.Getpid()}
+	if asJSON {
+		return json.NewEncoder(w).Encode(r)
+	}
+	_, err := fmt.Fprintf(w, "export GOVC_URL='%s' GOVC_USERNAME='%s' GOVC_PASSWORD='%s' GOVC_INSECURE=1 VMKEEP_THUMBPRINT='%s' VMKEEP_LAB_NFC='%s' VMKEEP_LAB_PID=%d\n",
+		r.URL, r.Username, r.Password, r.Thumbprint, r.NFC, r.PID)
+	return err
+}
+
+// options are the command line.
+type options struct {
+	lab.Options
+	json bool // tell in JSON how the lab is reached
+}
+
 // parse reads the command line.
-func parse(args []string, stderr io.Writer) (opt lab.Options, err error) {
+func parse(args []string, stderr io.Writer) (opt options, err error) {
 	fs := flag.NewFlagSet("vmkeep-lab", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.Usage = func() {
@@ -86,6 +116,7 @@ func parse(args []string, stderr io.Writer) (opt lab.Options, err error) {
 	fs.StringVar(&opt.Password, "password", "lab", "administrator's `password`")
 	fs.BoolVar(&opt.ESX, "esx", false, "be a single ESXi host instead of a vCenter")
 	fs.IntVar(&opt.MaxAreas, "max-areas", 2000, "areas in one answer of QueryChangedDiskAreas")
+	fs.BoolVar(&opt.json, "json", false, "print a JSON object instead of variables for a shell")
 	tracking := fs.Bool("tracking", false, "changed-block tracking is on from the start")
 	machines := fs.Int("machines", 0, "`number` of machines vm1, vm2 ... to make, each with one empty disk")
 	size := fs.String("size", "1G", "`size` of their disks (K, M, G, T)")

@@ -109,6 +109,9 @@ serves until it is interrupted. "vmkeep lab --help" tells its flags.`,
 			if err != nil {
 				return err
 			}
+			if a.json {
+				args = append([]string{"--json"}, args...)
+			}
 			lab := exec.Command(path, args...)
 			lab.Env = withoutPasswords(os.Environ())
 			lab.Stdin, lab.Stdout, lab.Stderr = a.stdin, a.stdout, a.stderr

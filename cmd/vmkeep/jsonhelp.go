@@ -35,4 +35,5 @@ RFC 3339 in UTC and absent when unknown. Standard error carries the log, and aft
   finding       doctor                name, ok, detail, remedy
   setting       env                   name, value, origin, secret
   version       version               version, platform, protocol
+  lab           lab                   url, username, password, thumbprint, nfc, pid
   exit_error    any, standard error   exit_code, error (a diagnostic)`
