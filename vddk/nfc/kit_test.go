@@ -171,6 +171,9 @@ func (k *kit) quiet() {
 	}
 }
 
+// quietAnyway waits for all to be gone, however they went.
+func (k *kit) quietAnyway() { _ = k.Quiet(k.t.Context()) }
+
 // all reads the whole disk and compares.
 func (k *kit) all(d *nfc.Disk) {
 	k.t.Helper()

@@ -12,18 +12,50 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// handle is that of connection 1.
+const handle = 0x5600_0000_1000
+
+func request(t wire.Type, payload []byte, extra string) []byte {
+	b := wire.AppendHeader(nil, wire.Header{Type: t, Size: uint32(len(payload)), ID: 2})
+	return append(append(b, payload...), extra...)
+}
+
+// opened opens a session, and in it disk a.
+func opened(flags uint32) []byte {
+	return append(request(wire.OpenSession, wire.AppendSession(nil, wire.Session{BufSize: 64 << 10, BufCount: 1}), ""),
+		request(wire.OpenFile, wire.AppendOpen(nil, wire.OpenRequest{PathLen: 1, FileType: 2, Flags: flags}), "a")...)
+}
+
+// unsealed serves connection 1, on which the handshake is over, to a client that may write to disk a, of 1 MiB.
+type unsealed struct {
+	*Server
+	store  *Memory
+	client net.Conn
+	done   chan error // what the session ends with
+}
+
+func serve(t *testing.T) unsealed {
+	m := &Memory{}
+	m.Add("a", 1<<20)
+	here, there := net.Pipe()
+	u := unsealed{&Server{cfg: Config{Store: m}}, m, there, make(chan error, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	c := &conn{server: u.Server, serial: 1, raw: here, ctx: ctx, cancel: cancel, grant: Grant{Write: true}}
+	go func() {
+		defer here.Close()
+		u.done <- newSession(c, &channel{Conn: here}).run()
+	}()
+	return u
+}
+
 // The double refuses what hosts refuse, whatever our client asks for.
 func TestHostsRefuse(t *testing.T) {
-	const handle = 0x5600_0000_1000 // of connection 1
-	frame := func(t wire.Type, payload []byte, extra string) []byte {
-		b := wire.AppendHeader(nil, wire.Header{Type: t, Size: uint32(len(payload)), ID: 2})
-		return append(append(b, payload...), extra...)
-	}
 	fragment := func(at, n uint32) []byte {
-		return frame(wire.IO, wire.AppendIO(nil, wire.IOFrame{Handle: handle, Total: 1024, FragOff: at, FragLen: n, WireLen: n}), string(make([]byte, n)))
+		return request(wire.IO, wire.AppendIO(nil, wire.IOFrame{Handle: handle, Total: 1024, FragOff: at, FragLen: n, WireLen: n}), string(make([]byte, n)))
 	}
 	query := func(start, size, chunks uint64) []byte {
-		return frame(wire.QueryAllocated, wire.AppendQuery(nil, wire.Query{Handle: handle, Start: start, ChunkSize: size, Chunks: chunks}), "")
+		return request(wire.QueryAllocated, wire.AppendQuery(nil, wire.Query{Handle: handle, Start: start, ChunkSize: size, Chunks: chunks}), "")
 	}
 	for name, c := range map[string]struct {
 		flags uint32
@@ -36,28 +68,19 @@ func TestHostsRefuse(t *testing.T) {
 		"blocks from within a chunk":           {wire.OpenReadOnly, query(512, 64<<10, 1), 22},
 		"blocks of small chunks":               {wire.OpenReadOnly, query(0, 32<<10, 1), 22},
 		"blocks beyond the end":                {wire.OpenReadOnly, query(0, 64<<10, 17), 22},
-		"reading beyond the end":               {wire.OpenReadOnly, frame(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle, 1<<20, 512, wire.None)), ""), 22},
-		"another handle":                       {wire.OpenReadOnly, frame(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle+1, 0, 512, wire.None)), ""), 9},
+		"reading beyond the end":               {wire.OpenReadOnly, request(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle, 1<<20, 512, wire.None)), ""), 22},
+		"another handle":                       {wire.OpenReadOnly, request(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle+1, 0, 512, wire.None)), ""), 9},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := &Memory{}
-			m.Add("a", 1<<20)
-			s := &Server{cfg: Config{Store: m}}
-			ctx, cancel := context.WithCancel(t.Context())
-			defer cancel()
-			here, there := net.Pipe()
-			k := &conn{server: s, serial: 1, raw: here, ctx: ctx, cancel: cancel, grant: Grant{Write: true}}
-			done := make(chan error, 1)
-			go func() { done <- newSession(k, &channel{Conn: here}).run(); here.Close() }()
+			u := serve(t)
 			go func() {
-				there.Write(frame(wire.OpenSession, wire.AppendSession(nil, wire.Session{BufSize: 64 << 10, BufCount: 1}), ""))
-				there.Write(frame(wire.OpenFile, wire.AppendOpen(nil, wire.OpenRequest{PathLen: 1, FileType: 2, Flags: c.flags}), "a"))
-				there.Write(c.asks)
+				u.client.Write(opened(c.flags))
+				u.client.Write(c.asks)
 			}()
 			var got uint64
 			for { // answers, until there is an ERROR or no more
 				var head [wire.HeaderSize]byte
-				if _, err := io.ReadFull(there, head[:]); err != nil {
+				if _, err := io.ReadFull(u.client, head[:]); err != nil {
 					break
 				}
 				h, err := wire.ParseHeader(head[:])
@@ -65,7 +88,7 @@ func TestHostsRefuse(t *testing.T) {
 					t.Fatal(err)
 				}
 				p := make([]byte, h.Size)
-				if _, err := io.ReadFull(there, p); err != nil {
+				if _, err := io.ReadFull(u.client, p); err != nil {
 					t.Fatal(err)
 				}
 				if h.Type == wire.Error {
@@ -77,8 +100,8 @@ func TestHostsRefuse(t *testing.T) {
 					break
 				}
 			}
-			there.Close()
-			if err := <-done; got != c.code || c.code == 0 && err == nil {
+			u.client.Close()
+			if err := <-u.done; got != c.code || c.code == 0 && err == nil {
 				t.Errorf("it is refused with %d, not %d; the session ends with %v", got, c.code, err)
 			}
 		})
@@ -101,37 +124,22 @@ func TestOneMessageInARecord(t *testing.T) {
 // FuzzRequests lets a client ask anything: the session must end with the connection, and leave no file open, no
 // memory taken and no goroutine behind.
 func FuzzRequests(f *testing.F) {
-	frame := func(t wire.Type, id uint32, payload []byte, extra string) []byte {
-		b := wire.AppendHeader(nil, wire.Header{Type: t, Size: uint32(len(payload)), ID: id})
-		return append(append(b, payload...), extra...)
-	}
-	const handle = 0x5600_0000_1000 // of connection 1
-	open := append(frame(wire.OpenSession, 0, wire.AppendSession(nil, wire.Session{BufSize: 64 << 10, BufCount: 1}), ""),
-		frame(wire.OpenFile, 1, wire.AppendOpen(nil, wire.OpenRequest{PathLen: 1, FileType: 2, Flags: wire.OpenReadWrite}), "a")...)
-	f.Add(append(open[:len(open):len(open)], frame(wire.IO, 2, wire.AppendIO(nil, wire.ReadRequest(handle, 0, 1024, wire.FastLZ)), "")...))
-	f.Add(append(open[:len(open):len(open)], frame(wire.IO, 2, wire.AppendIO(nil, wire.IOFrame{Handle: handle, Total: 4, FragLen: 4, WireLen: 4}), "data")...))
-	f.Add(append(open[:len(open):len(open)], frame(wire.QueryAllocated, 2, wire.AppendQuery(nil, wire.Query{Handle: handle, ChunkSize: 64 << 10, Chunks: 1}), "")...))
-	f.Add(append(open[:len(open):len(open)], frame(wire.DDBGet, 2, wire.AppendDDBRequest(nil, wire.DDB{Handle: handle, Len: 4}), "uuid")...))
-	f.Add(append(open[:len(open):len(open)], frame(wire.CloseFile, 2, []byte{0, 0x10, 0, 0, 0, 0x56, 0, 0}, "")...))
+	open := opened(wire.OpenReadWrite)
+	f.Add(append(open[:len(open):len(open)], request(wire.IO, wire.AppendIO(nil, wire.ReadRequest(handle, 0, 1024, wire.FastLZ)), "")...))
+	f.Add(append(open[:len(open):len(open)], request(wire.IO, wire.AppendIO(nil, wire.IOFrame{Handle: handle, Total: 4, FragLen: 4, WireLen: 4}), "data")...))
+	f.Add(append(open[:len(open):len(open)], request(wire.QueryAllocated, wire.AppendQuery(nil, wire.Query{Handle: handle, ChunkSize: 64 << 10, Chunks: 1}), "")...))
+	f.Add(append(open[:len(open):len(open)], request(wire.DDBGet, wire.AppendDDBRequest(nil, wire.DDB{Handle: handle, Len: 4}), "uuid")...))
+	f.Add(append(open[:len(open):len(open)], request(wire.CloseFile, []byte{0, 0x10, 0, 0, 0, 0x56, 0, 0}, "")...))
 	f.Fuzz(func(t *testing.T, requests []byte) {
-		m := &Memory{}
-		m.Add("a", 1<<20)
-		s := &Server{cfg: Config{Store: m}}
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		here, there := net.Pipe()
-		c := &conn{server: s, serial: 1, raw: here, ctx: ctx, cancel: cancel, grant: Grant{Write: true}}
-		done := make(chan error)
-		go func() { done <- newSession(c, &channel{Conn: here}).run() }()
-		go io.Copy(io.Discard, there)
-		there.Write(requests)
-		there.Close()
-		<-done
-		here.Close()
-		if n := s.openFiles.Load(); n != 0 {
+		u := serve(t)
+		go io.Copy(io.Discard, u.client)
+		u.client.Write(requests)
+		u.client.Close()
+		<-u.done
+		if n := u.openFiles.Load(); n != 0 {
 			t.Errorf("%d files open", n)
 		}
-		if g, err := m.Open(ctx, OpenRequest{Path: "a", Writable: true}); err != nil {
+		if g, err := u.store.Open(t.Context(), OpenRequest{Path: "a", Writable: true}); err != nil {
 			t.Errorf("the disk stays locked: %v", err)
 		} else {
 			g.Close()
