@@ -136,6 +136,9 @@ func TestExceptionsAreOfTests(t *testing.T) {
 // Where TestMain puts the programs that it builds, for the tests of this process and for its children.
 const builtVariable = "VMKEEP_ENGINE_TEST_PROGRAMS"
 
+// gcPercent lets garbage pile up, in percent of live memory: labs come and go, and nobody here looks at memory.
+const gcPercent = 200
+
 func TestMain(m *testing.M) {
 	if file := os.Getenv(hostVariable); file != "" {
 		if err := runHost(file); err != nil {
@@ -162,7 +165,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	debug.SetGCPercent(200) // labs come and go, and nobody here looks at memory
+	debug.SetGCPercent(gcPercent)
 	return m.Run()
 }
 
@@ -256,9 +259,11 @@ func (r reached) load(t *testing.T, program string) (*plugin.Loaded, error) {
 	return plugin.Load(t.Context(), plugin.LoadOptions{Path: program, Host: "engine tests", Environment: r.environment()})
 }
 
+// environment spares a plugin process most of its collections, as TestMain does here, and names the root of a proxy.
 func (r reached) environment() []string {
-	if r.hostRoot == "" {
-		return nil
+	env := []string{fmt.Sprintf("GOGC=%d", gcPercent)}
+	if r.hostRoot != "" {
+		env = append(env, "VMKEEP_HOST_ROOT="+r.hostRoot)
 	}
-	return []string{"VMKEEP_HOST_ROOT=" + r.hostRoot}
+	return env
 }
