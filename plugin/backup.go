@@ -24,7 +24,7 @@ type BackupRequest struct {
 	ResetCBT     bool          // switch change tracking off and on again first
 	Tags         []string      // added to the points
 	Files        *FileSelection
-	NoImage      bool   // with Files: take no disk image
+	NoImage      bool   // take no disk image; invalid without Files
 	Order        string // which machines begin: "path" (default), "largest", or "oldest": those first whose newest point is oldest
 }
 

@@ -101,6 +101,10 @@ func TestBadRequestsAreExplained(t *testing.T) {
 			_, err := r.Backup(ctx, plugin.BackupRequest{Selection: plugin.Selection{Names: []string{"nosuch"}}}, nil)
 			return err
 		}, plugin.CodeMachineNotFound, "nosuch"},
+		{"neither images nor files", func(ctx context.Context) error {
+			_, err := r.Backup(ctx, plugin.BackupRequest{NoImage: true}, nil)
+			return err
+		}, plugin.CodeInvalid, "files"},
 		{"unknown point", restore(plugin.RestoreRequest{Point: "ffffffff", Mode: plugin.RestoreDirectory, Directory: t.TempDir()}), plugin.CodePointNotFound, "ffffffff"},
 		{"unknown disk", restore(plugin.RestoreRequest{Machine: "db", Mode: plugin.RestoreDirectory, Directory: t.TempDir(), Disks: []string{"scsi9-9"}}), plugin.CodePointNotFound, "scsi0-0"},
 		{"unknown mode", restore(plugin.RestoreRequest{Machine: "db", Mode: "sideways"}), plugin.CodeInvalid, "sideways"},

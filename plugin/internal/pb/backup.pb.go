@@ -389,7 +389,7 @@ type BackupSpec struct {
 	ResetCbt      bool                   `protobuf:"varint,6,opt,name=reset_cbt,json=resetCbt,proto3" json:"reset_cbt,omitempty"`            // switch change tracking off and on again first
 	Tags          []string               `protobuf:"bytes,7,rep,name=tags,proto3" json:"tags,omitempty"`                                     // added to the points
 	Files         *FileSelection         `protobuf:"bytes,8,opt,name=files,proto3" json:"files,omitempty"`
-	NoImage       bool                   `protobuf:"varint,9,opt,name=no_image,json=noImage,proto3" json:"no_image,omitempty"`                // with files: take no disk image
+	NoImage       bool                   `protobuf:"varint,9,opt,name=no_image,json=noImage,proto3" json:"no_image,omitempty"`                // take no disk image; invalid without files
 	QuiesceRules  []*QuiesceRule         `protobuf:"bytes,10,rep,name=quiesce_rules,json=quiesceRules,proto3" json:"quiesce_rules,omitempty"` // the first that matches a machine stands in for quiesce
 	Order         string                 `protobuf:"bytes,11,opt,name=order,proto3" json:"order,omitempty"`                                   // which machines begin: "path" (default), "largest", or "oldest": those first whose newest point is oldest
 	unknownFields protoimpl.UnknownFields
