@@ -258,7 +258,7 @@ func deviceLabel(dev types.BaseVirtualDevice) string {
 func (p *MachinePlan) disk(x *types.VirtualDisk, on controller, keys map[int32]int32) bool {
 	saved := diskOf(x, on)
 	if slices.Contains(p.asked.OmitDisks, saved.Name) {
-		p.note("disk %s is left out, as asked", saved.Name)
+		p.note("disk %s is left out", saved.Name)
 		return false
 	}
 	key, ok := keys[x.ControllerKey]

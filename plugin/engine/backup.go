@@ -261,6 +261,9 @@ func (j *machineBackup) read(ctx context.Context, vm *vsphere.VM, op *vsphere.Op
 			return err
 		}
 		j.homeFiles(ctx, vm, s.State(), files)
+		if err := j.someLeft(s.Disks()); err != nil {
+			return err
+		}
 		disks, dctx := errgroup.WithContext(ctx)
 		for _, d := range s.Disks() {
 			image, err := j.decide(d, s, prev)
@@ -379,6 +382,20 @@ func (j *machineBackup) homeFiles(ctx context.Context, vm *vsphere.VM, st *vsphe
 		}
 		files[safeName(j.machine.Name)+f.ext] = b.Bytes()
 	}
+}
+
+// someLeft refuses an exclusion of all disks: the point would be empty, be the latest, and count as one that is kept.
+func (j *machineBackup) someLeft(disks []vsphere.Disk) error {
+	for _, d := range disks {
+		if !excluded(d, j.run.req.ExcludeDisks) {
+			return nil
+		}
+	}
+	if len(disks) == 0 || j.run.req.NoImage {
+		return nil
+	}
+	return &plugin.Error{Code: plugin.CodeInvalid, Summary: "all disks of the machine are excluded", Object: j.machine.Name,
+		Remedy: "exclude the machine, or fewer of its disks"}
 }
 
 // decide judges one disk and records it in the manifest; nil: the disk is not read.

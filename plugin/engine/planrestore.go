@@ -28,6 +28,7 @@ func (e *Engine) PlanRestore(ctx context.Context, req plugin.RestoreRequest) (pl
 			if out.Point, err = summarize(ctx, r, point.snapshot, true); err != nil {
 				return err
 			}
+			out.Notes = job.missing()
 			switch req.Mode {
 			case plugin.RestoreNew, "":
 				return job.planNew(ctx, &out)

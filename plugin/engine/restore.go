@@ -43,6 +43,9 @@ func (e *Engine) Restore(ctx context.Context, req plugin.RestoreRequest, emit fu
 				job.scope, told = job.scope.tallied()
 				defer told()
 				defer job.weigh(ctx)()
+				for _, d := range job.missing() {
+					job.note(d)
+				}
 				switch req.Mode {
 				case plugin.RestoreNew, "":
 					return job.newMachine(ctx)
@@ -111,7 +114,22 @@ func (j *restoreJob) chosen() ([]manifestDisk, error) {
 				Remedy: "choose among " + strings.Join(have, ", ")}
 		}
 	}
+	if len(out) == 0 && (j.req.Mode == plugin.RestoreInPlace || j.req.Mode == plugin.RestoreRollback || j.req.Mode == plugin.RestoreAttach) {
+		return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: "the point holds no disk", Remedy: "take another point"}
+	}
 	return out, j.placesKnown()
+}
+
+// missing tells of disks that the machine had and the point has not, where all were to be restored.
+func (j *restoreJob) missing() (out []plugin.Diagnostic) {
+	for _, d := range j.point.manifest.Disks {
+		if d.Skipped != "" && len(j.req.Disks) == 0 {
+			w := warning(plugin.CodeDegraded, "a disk of the machine is not in the point", d.Name+": "+d.Skipped, "")
+			w.Object = d.Name
+			out = append(out, w)
+		}
+	}
+	return out
 }
 
 // placesKnown refuses a place for a disk that the point does not know: what was meant would go elsewhere.

@@ -55,6 +55,50 @@ func TestDiskAtAnothersPlaceIsNotOverwritten(t *testing.T) {
 	}
 }
 
+// What the point lacks of the machine is told by every restore and plan, and a restore over its disks does not begin where
+// the point has none. To leave out all of them on purpose makes no point.
+func TestDisksThatThePointLacksAreTold(t *testing.T) {
+	opt := littleDisks()
+	opt.Machines[1].Disks = []lab.Disk{{Size: littleSize, Mode: "independent_persistent"}}
+	r := newRig(t, opt)
+	failsWith(t, r.tryBackup("db", func(b *plugin.BackupRequest) { b.ExcludeDisks = []string{"scsi0-*"} }).Err, plugin.CodeInvalid, "db")
+	r.noTraces("db")
+	point := r.backup("db", func(b *plugin.BackupRequest) { b.ExcludeDisks = []string{"scsi0-1"} })
+	tells := func(what plugin.RestoreRequest, notes []plugin.Diagnostic) {
+		t.Helper()
+		told := slices.ContainsFunc(notes, func(d plugin.Diagnostic) bool {
+			return d.Severity == plugin.SeverityWarning && d.Object == "scsi0-1" && strings.Contains(d.Detail, "excluded by request")
+		})
+		if want := len(what.Disks) == 0; told != want {
+			t.Errorf("%s of disks %v: told %v that a disk is not in the point, want %v: %+v", what.Mode, what.Disks, told, want, notes)
+		}
+	}
+	for _, req := range []plugin.RestoreRequest{
+		{Mode: plugin.RestoreNew, Target: plugin.Target{Name: "copy"}},
+		{Mode: plugin.RestoreDirectory, Directory: t.TempDir()},
+		{Mode: plugin.RestoreInPlace, PowerOff: true},
+		{Mode: plugin.RestoreRollback, PowerOff: true},
+		{Mode: plugin.RestoreRollback, PowerOff: true, Disks: []string{"scsi0-0"}},
+	} {
+		req.Point = point.ID
+		plan, err := r.PlanRestore(t.Context(), req)
+		r.must(err)
+		tells(req, plan.Notes)
+		report, err := r.Restore(t.Context(), req, r.note)
+		r.must(err)
+		tells(req, report.Notes)
+	}
+	none := r.tryBackup("other", nil)
+	if none.Err != nil {
+		t.Fatal(none.Err)
+	}
+	for _, mode := range []plugin.RestoreMode{plugin.RestoreInPlace, plugin.RestoreRollback, plugin.RestoreAttach} {
+		_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: none.Point.ID, Mode: mode, PowerOff: true}, r.note)
+		failsWith(t, err, plugin.CodePointNotFound, "no disk")
+	}
+	r.noTraces("db", "other")
+}
+
 // A disk in the place of one that is gone is overwritten, which is said, and never by what change tracking knows of it.
 func TestStrangeDiskIsOverwrittenWithANote(t *testing.T) {
 	r := newRig(t, littleDisks())
