@@ -35,7 +35,8 @@ type Service interface {
 	// Machines lists the machines that the selection picks, evaluated now.
 	Machines(ctx context.Context, s Selection) ([]Machine, error)
 	// Backup makes one point of every machine that the request selects. A machine that fails does not stop the
-	// others: its result carries the error, and the call returns nil.
+	// others: its result carries the error, and the call returns nil. A call that is cancelled before all machines are
+	// done fails, and its report still tells which of them have a point.
 	Backup(ctx context.Context, r BackupRequest, emit func(Event)) (BackupReport, error)
 	// Points lists recovery points, newest last.
 	Points(ctx context.Context, f PointFilter) ([]Point, error)

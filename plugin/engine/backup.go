@@ -62,7 +62,7 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 				lanesOf(op.conn.cfg.Limits).run(ctx, scene.machines, func(ctx context.Context, i int) {
 					report.Machines[i] = run.machine(ctx, scene.machines[i])
 				})
-				return nil
+				return cutShort(ctx, report.Machines, func(m plugin.MachineResult) *plugin.Error { return m.Err })
 			})
 		})
 	})

@@ -64,6 +64,36 @@ func TestMachinesFailAlone(t *testing.T) {
 	r.noTraces(r.machines()...)
 }
 
+// A backup that is cancelled between two machines says so, and tells which machines have a point.
+func TestCancelledBetweenMachines(t *testing.T) {
+	r := newRig(t, farm())
+	one := r.config
+	one.Limits.Machines = 1
+	r.must(r.Configure(t.Context(), one))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	names := []string{"vm0", "vm1", "vm2"}
+	report, err := r.Backup(ctx, plugin.BackupRequest{Selection: plugin.Selection{Names: names}}, func(e plugin.Event) {
+		if e.Kind == plugin.EventResult {
+			cancel()
+		}
+	})
+	failsWith(t, err, plugin.CodeCancelled, "")
+	points, missed := 0, 0
+	for _, m := range report.Machines {
+		switch {
+		case m.Point != nil && m.Err == nil:
+			points++
+		case m.Point == nil && m.Err != nil && m.Err.Code == plugin.CodeCancelled:
+			missed++
+		}
+	}
+	if points == 0 || missed == 0 || points+missed != len(names) {
+		t.Errorf("%d points and %d that were cancelled in %+v", points, missed, report.Machines)
+	}
+	r.noTraces(names...)
+}
+
 // What is backed up is decided when the backup starts.
 func TestSelectionIsEvaluatedAtRunTime(t *testing.T) {
 	r := newRig(t, farm())

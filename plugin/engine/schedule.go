@@ -122,3 +122,13 @@ func (l lanes) run(ctx context.Context, machines []vsphere.Machine, fn func(cont
 		}()
 	}
 }
+
+// cutShort is what ctx has ended with, if that kept a machine from being done.
+func cutShort[R any](ctx context.Context, results []R, failed func(R) *plugin.Error) error {
+	for _, r := range results {
+		if e := failed(r); e != nil && e.Code == plugin.CodeCancelled {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}

@@ -57,7 +57,7 @@ func (e *Engine) Verify(ctx context.Context, req plugin.VerifyRequest, emit func
 					}
 					report.Machines[i] = res
 				})
-				return nil
+				return cutShort(ctx, report.Machines, func(m plugin.VerifyResult) *plugin.Error { return m.Err })
 			})
 		})
 	})
