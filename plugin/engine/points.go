@@ -7,6 +7,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
@@ -23,9 +24,10 @@ func identityOf(s *restic.Snapshot) machineIdentity {
 // newestPoints finds the newest point of each machine.
 func newestPoints(ctx context.Context, r *repo.Repository) (map[machineIdentity]*restic.Snapshot, error) {
 	all, err := r.Snapshots(ctx)
-	if err != nil {
-		return nil, err
-	}
+	return newestOf(all), err
+}
+
+func newestOf(all []*restic.Snapshot) map[machineIdentity]*restic.Snapshot {
 	out := map[machineIdentity]*restic.Snapshot{}
 	for _, s := range all {
 		if !slices.Contains(s.Tags, tagPoint) {
@@ -35,7 +37,7 @@ func newestPoints(ctx context.Context, r *repo.Repository) (map[machineIdentity]
 			out[id] = s
 		}
 	}
-	return out, nil
+	return out
 }
 
 // loadedPoint is a point whose manifest was read.
@@ -226,55 +228,90 @@ func isMachine(want string, s *restic.Snapshot) bool {
 	return ok || want != "" && want == tagValue(s.Tags, tagMachine)
 }
 
+// latestPoint finds the newest point of the machine that is meant; "": of the only one. A machine has the name of its newest
+// point; one that it had before does where none has it now, so that renaming a machine does not hide what is newer.
+func latestPoint(all []*restic.Snapshot, machine string) (*restic.Snapshot, error) {
+	newest := newestOf(all)
+	var found, once []*restic.Snapshot
+	for _, s := range newest {
+		switch {
+		case machine == "" || isMachine(machine, s):
+			found = append(found, s)
+		case slices.ContainsFunc(all, func(o *restic.Snapshot) bool { return identityOf(o) == identityOf(s) && isMachine(machine, o) }):
+			once = append(once, s)
+		}
+	}
+	if len(found) == 0 {
+		found = once
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) == 0 && machine == "":
+		return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: "no point in this repository", Remedy: "make one with `vmkeep backup`", Object: "latest"}
+	case len(found) == 0:
+		return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("no point of machine %q in this repository", machine),
+			Remedy: "list what there is with `vmkeep points`", Object: machine}
+	}
+	remedy := "name the machine, or give the point's id"
+	if machine != "" {
+		remedy = "name the machine by its instanceUuid, or give the point's id"
+	}
+	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d machines have points", len(found)), Detail: whose(found), Remedy: remedy, Object: "latest"}
+}
+
+// whose lists the newest points of several machines, a line each, as far as people read on.
+func whose(points []*restic.Snapshot) string {
+	slices.SortFunc(points, func(a, b *restic.Snapshot) int { return b.Time.Compare(a.Time) })
+	var lines []string
+	for _, s := range points[:min(len(points), 10)] {
+		lines = append(lines, fmt.Sprintf("%s, instanceUuid %s: latest point %s of %s", s.Hostname, identityOf(s).instance, s.ID.Short(), s.Time.UTC().Format(time.RFC3339)))
+	}
+	if more := len(points) - len(lines); more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(lines, "\n")
+}
+
 // findPoint finds one point by id, prefix, or "latest" of a machine.
 func findPoint(ctx context.Context, r *repo.Repository, want, machine string) (*loadedPoint, error) {
 	all, err := r.Snapshots(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if want == "" {
-		want = "latest"
+	snap, err := pickPoint(all, want, machine)
+	if err != nil {
+		return nil, err
 	}
-	var found []*restic.Snapshot
-	for _, s := range all {
-		switch {
-		case machine != "" && !isMachine(machine, s):
-		case want == "latest" && slices.Contains(s.Tags, tagPoint):
-			found = append(found, s)
-		case want != "latest" && strings.HasPrefix(s.ID.String(), want):
-			found = append(found, s)
-		}
-	}
-	if want == "latest" && len(found) > 1 {
-		machines := map[machineIdentity]bool{}
-		for _, s := range found {
-			machines[identityOf(s)] = true
-		}
-		if len(machines) == 1 {
-			found = []*restic.Snapshot{slices.MaxFunc(found, func(a, b *restic.Snapshot) int { return a.Time.Compare(b.Time) })}
-		}
-	}
-	switch len(found) {
-	case 0:
-		return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("no point %q in this repository", strings.TrimSpace(want+" "+machine)),
-			Remedy: "list what there is with `vmkeep points`", Object: want}
-	case 1:
-	default:
-		e := &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d points match %q", len(found), want),
-			Remedy: "give more digits of the id", Object: want}
-		if want == "latest" {
-			e.Summary, e.Remedy = "several machines have points", "say whose latest point is meant: name the machine, or give the point's id"
-		}
-		return nil, e
-	}
-	p, err := loadPoint(ctx, r, found[0])
+	p, err := loadPoint(ctx, r, snap)
 	if errors.Is(err, errForeign) {
 		return nil, &plugin.Error{Code: plugin.CodeUnsupported, Summary: "the snapshot was not made by vmkeep", Detail: err.Error(), Object: want, Err: err,
-			Remedy: "restore it with restic: `restic restore " + found[0].ID.Short() + " --target DIRECTORY`"}
+			Remedy: "restore it with restic: `restic restore " + snap.ID.Short() + " --target DIRECTORY`"}
 	}
 	if err != nil && ctx.Err() == nil && !errors.Is(err, repo.ErrDamaged) {
 		return nil, &plugin.Error{Code: plugin.CodeDamaged, Summary: "the point cannot be read", Detail: err.Error(), Object: want, Err: err,
 			Remedy: "check the repository with `vmkeep-check --read-data`, or take an older point"}
 	}
 	return p, err
+}
+
+// pickPoint is findPoint among these.
+func pickPoint(all []*restic.Snapshot, want, machine string) (*restic.Snapshot, error) {
+	if want == "" || want == "latest" {
+		return latestPoint(all, machine)
+	}
+	var found []*restic.Snapshot
+	for _, s := range all {
+		if strings.HasPrefix(s.ID.String(), want) && (machine == "" || isMachine(machine, s)) {
+			found = append(found, s)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("no point %q in this repository", strings.TrimSpace(want+" "+machine)),
+			Remedy: "list what there is with `vmkeep points`", Object: want}
+	}
+	return nil, &plugin.Error{Code: plugin.CodeAmbiguous, Summary: fmt.Sprintf("%d points match %q", len(found), want), Remedy: "give more digits of the id", Object: want}
 }
