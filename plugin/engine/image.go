@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -45,8 +46,8 @@ func (m *imaging) run(ctx context.Context, slots chan struct{}, finish *errgroup
 	for n := range trees {
 		select {
 		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil, reading.Wait()
+		case <-ctx.Done(): // whatever the parts that are being read make of it, this one is not
+			return nil, cmp.Or(reading.Wait(), context.Cause(ctx))
 		}
 		reading.Go(func() error {
 			defer func() { <-slots }()
