@@ -365,7 +365,7 @@ func (s *scene) settled(w work, was before, left []plugin.Leftover) {
 // call that does not only read.
 func TestKilledAtEveryStep(t *testing.T) {
 	ways := []way{chosen()}
-	if chosen().transport != "hotadd" {
+	if chosen() == (way{transport: "nbdssl"}) { // hotadd's own steps, which its own run has as well
 		ways = append(ways, way{transport: "hotadd"})
 	}
 	for name, kill := range map[string]func(*rig, string, order, moment){"plugin": killPlugin, "host": killHost} {
