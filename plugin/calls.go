@@ -160,8 +160,7 @@ func broken(ctx context.Context, what string, err error) error {
 	case codes.Canceled, codes.DeadlineExceeded:
 		return &Error{Code: CodeCancelled, Summary: what + " was cancelled", Err: context.Cause(ctx)}
 	case codes.Unimplemented:
-		return &Error{Code: CodeUnsupported, Summary: "the plugin cannot " + what, Detail: "it is older than this program",
-			Remedy: "install the vmkeep-plugin that belongs to this program", Err: err}
+		return tooOld("the plugin cannot "+what, err)
 	case codes.Unavailable:
 		return &Error{Code: CodeInternal, Summary: "the plugin ended in the middle of " + what, Detail: s.Message(),
 			Remedy: "see its log; run \"vmkeep recover\" to remove what it may have left on vSphere", Err: err}
@@ -169,4 +168,10 @@ func broken(ctx context.Context, what string, err error) error {
 		return &Error{Code: CodeInternal, Summary: "the plugin did not understand " + what, Detail: s.Message(),
 			Remedy: "check that plugin and host have the same version", Err: err}
 	}
+}
+
+// tooOld is the [*Error] for what a plugin lacks and its host knows.
+func tooOld(summary string, err error) *Error {
+	return &Error{Code: CodeUnsupported, Summary: summary, Detail: "it is older than this program",
+		Remedy: "install the vmkeep-plugin that belongs to this program", Err: err}
 }

@@ -17,7 +17,11 @@
 //   - Sizes and offsets are bytes, times are UTC.
 package plugin
 
-import "context"
+import (
+	"context"
+	"fmt"
+	"slices"
+)
 
 // Service is everything a host can ask of vmkeep.
 type Service interface {
@@ -106,6 +110,19 @@ const (
 	CapabilityVerify      = "verify"
 	CapabilityKeeping     = "keeping" // Stats, Unlock, keys and repair of the repository
 )
+
+// Require fails with CodeUnsupported unless the plugin has the capabilities. A host asks before it relies on one: an RPC that
+// a plugin does not know fails likewise, but a field of a request that it does not know is passed over.
+func (i Info) Require(capabilities ...string) error {
+	for _, c := range capabilities {
+		if !slices.Contains(i.Capabilities, c) {
+			e := tooOld(fmt.Sprintf("the plugin lacks the capability %q", c), nil)
+			e.Object = i.Name + " " + i.Version
+			return e
+		}
+	}
+	return nil
+}
 
 // Repository identifies a repository.
 type Repository struct {

@@ -304,8 +304,43 @@ func (a *app) withPlugin(cmd *cobra.Command, fn func(ctx context.Context, s sess
 			err = e
 		}
 	}()
+	if err := demand(ctx, loaded, needs(cmd)); err != nil {
+		return err
+	}
 	if err := loaded.Configure(ctx, o.Config); err != nil {
 		return err
 	}
 	return fn(ctx, session{Loaded: loaded, options: o})
+}
+
+// demand fails unless the plugin has the capabilities.
+func demand(ctx context.Context, p plugin.Service, capabilities []string) error {
+	if len(capabilities) == 0 {
+		return nil
+	}
+	info, err := p.Info(ctx)
+	if err != nil {
+		return err
+	}
+	return info.Require(capabilities...)
+}
+
+// needs are the capabilities that a plugin must have for a command.
+func needs(cmd *cobra.Command) []string {
+	switch strings.Fields(cmd.CommandPath())[1] {
+	case "restore":
+		if cmd.Flag("mode").Value.String() == string(plugin.RestoreRollback) {
+			return []string{plugin.CapabilityRestore, plugin.CapabilityRollback}
+		}
+		return []string{plugin.CapabilityRestore}
+	case "cat":
+		return []string{plugin.CapabilityReadDisk}
+	case "files":
+		return []string{plugin.CapabilityFiles}
+	case "verify":
+		return []string{plugin.CapabilityVerify}
+	case "stats", "unlock", "key", "repair":
+		return []string{plugin.CapabilityKeeping}
+	}
+	return nil
 }

@@ -25,7 +25,7 @@ import (
 const programVariable = "VMKEEP_TEST_PROGRAMS"
 
 func TestMain(m *testing.M) {
-	testscript.Main(building{m}, map[string]func(){"vmkeep": main})
+	testscript.Main(building{m}, map[string]func(){"vmkeep": main, earlierPlugin: playEarlier})
 }
 
 // building builds the programs that vmkeep starts before the tests run.
@@ -160,6 +160,11 @@ func surroundings(e *testscript.Env) error {
 	e.Setenv("HOME", filepath.Join(e.WorkDir, "home"))
 	e.Setenv("TMPDIR", e.WorkDir)
 	e.Setenv("PROGRAMS", os.Getenv(programVariable))
+	earlier, err := exec.LookPath(earlierPlugin) // testscript put it there
+	if err != nil {
+		return err
+	}
+	e.Setenv("EARLIER", earlier)
 	e.Setenv("VMKEEP_PLUGIN", filepath.Join(os.Getenv(programVariable), "vmkeep-plugin"))
 	return os.Mkdir(filepath.Join(e.WorkDir, "home"), 0o700)
 }
