@@ -24,6 +24,7 @@ type connections struct {
 	nfc       nfc.Limiter // shared by all disks: an ESXi host has one memory for all NFC sessions
 	attaching sync.Mutex  // held from the choice of a place in the proxy until a disk is there
 
+	dialing   chan struct{} // holds one token: who has it may log in
 	mu        sync.Mutex
 	client    *vsphere.Client
 	journal   *vsphere.Journal
@@ -32,7 +33,7 @@ type connections struct {
 }
 
 func newConnections(cfg plugin.Config, opt Options) *connections {
-	return &connections{cfg: cfg, version: opt.Version, hostRoot: opt.HostRoot, log: opt.Logger, libraries: map[string]*vixdisklib.Transport{}}
+	return &connections{cfg: cfg, version: opt.Version, hostRoot: opt.HostRoot, log: opt.Logger, dialing: make(chan struct{}, 1), libraries: map[string]*vixdisklib.Transport{}}
 }
 
 func (c *connections) close() error {
@@ -46,12 +47,20 @@ func (c *connections) close() error {
 	return err
 }
 
-// vsphere returns the shared session. It logs in at the first call.
+// vsphere returns the shared session. It logs in at the first call; whoever wants it meanwhile waits, and whoever does not is
+// not kept waiting: a vCenter may take minutes not to answer.
 func (c *connections) vsphere(ctx context.Context) (*vsphere.Client, error) {
+	select {
+	case c.dialing <- struct{}{}:
+		defer func() { <-c.dialing }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.client != nil {
-		return c.client, nil
+	client := c.client
+	c.mu.Unlock()
+	if client != nil {
+		return client, nil
 	}
 	v := c.cfg.VSphere
 	if v.URL == "" {
@@ -65,6 +74,8 @@ func (c *connections) vsphere(ctx context.Context) (*vsphere.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.client = client
 	return client, nil
 }
