@@ -27,7 +27,7 @@ type VSphere struct {
 
 // RepositoryConfig is a restic repository.
 type RepositoryConfig struct {
-	Location      string // restic's forms: /path, rest:, s3:, sftp:
+	Location      string // restic's forms: /path, rest:, s3:, sftp:, rclone:
 	Password      string
 	Environment   map[string]string // RESTIC_* and AWS_* variables for the backend
 	Options       map[string]string // restic's -o: s3.connections, sftp.command, ...

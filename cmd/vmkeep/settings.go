@@ -78,7 +78,7 @@ func settings() []setting {
 		{key: "vsphere.ca-certs", flag: "ca-certs", env: "GOVC_TLS_CA_CERTS", doc: "PEM file of certificates to trust for vSphere", set: text(func(o *options) *string { return &o.VSphere.CACerts })},
 		{key: "vsphere.insecure", flag: "insecure", short: "k", env: "GOVC_INSECURE", kind: boolean, doc: "accept any certificate of vSphere", set: truth(func(o *options) *bool { return &o.VSphere.Insecure })},
 
-		{key: "repository.location", flag: "repo", short: "r", env: "RESTIC_REPOSITORY", doc: "repository in restic's forms: /path, rest:, s3:, sftp:", set: text(func(o *options) *string { return &o.Repository.Location })},
+		{key: "repository.location", flag: "repo", short: "r", env: "RESTIC_REPOSITORY", doc: "repository in restic's forms: /path, rest:, s3:, sftp:, rclone:", set: text(func(o *options) *string { return &o.Repository.Location })},
 		{key: "repository.location-file", flag: "repository-file", env: "RESTIC_REPOSITORY_FILE", doc: "file that holds the repository's location", set: text(func(o *options) *string { return &o.repositoryFile })},
 		{key: "repository.password", env: "RESTIC_PASSWORD", secret: true, doc: "password of the repository", set: text(func(o *options) *string { return &o.repositoryPassword.value })},
 		{key: "repository.password-file", flag: "password-file", short: "p", env: "RESTIC_PASSWORD_FILE", doc: "file that holds the password of the repository", set: text(func(o *options) *string { return &o.repositoryPassword.file })},

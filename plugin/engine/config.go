@@ -52,7 +52,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "vsphere.thumbprint", Type: "string", Doc: "SHA-1 or SHA-256 of the server's certificate, colon separated"},
 		{Path: "vsphere.caCerts", Type: "string", Doc: "PEM file of certificate authorities to trust"},
 		{Path: "vsphere.insecure", Type: "bool", Doc: "accept any certificate", Default: "false"},
-		{Path: "repository.location", Type: "string", Doc: "restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path", Required: true},
+		{Path: "repository.location", Type: "string", Doc: locationForms, Required: true},
 		{Path: "repository.password", Type: "string", Doc: "password of the repository", Required: true, Sensitive: true},
 		{Path: "repository.environment", Type: "map", Doc: "RESTIC_* and AWS_* variables for the storage service", Sensitive: true},
 		{Path: "repository.options", Type: "map", Doc: "restic's extended options, for example s3.connections"},

@@ -21,7 +21,7 @@ func (e *Engine) InitRepository(ctx context.Context) (plugin.Repository, error) 
 		}
 		where, err := location.Parse(rc.Location)
 		if err != nil {
-			return invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
+			return invalid("repository.location", err.Error(), "use one of "+locationForms)
 		}
 		be, err := location.Create(ctx, where, op.storage())
 		if err != nil {

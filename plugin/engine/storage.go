@@ -15,6 +15,9 @@ import (
 
 // How an operation reaches the repository: opened anew by each, and closed before the operation ends.
 
+// locationForms is how the location of a repository is written.
+const locationForms = "restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path, rclone:remote:path"
+
 // repository opens the configured repository and its storage. The caller closes both.
 func (op *operation) repository(ctx context.Context) (*repo.Repository, backend.Backend, error) {
 	if missing := noRepositoryIn(op.conn.cfg); missing != nil {
@@ -23,7 +26,7 @@ func (op *operation) repository(ctx context.Context) (*repo.Repository, backend.
 	rc := op.conn.cfg.Repository
 	where, err := location.Parse(rc.Location)
 	if err != nil {
-		return nil, nil, invalid("repository.location", err.Error(), "use one of restic's forms: /path, rest:URL, s3:URL, sftp:user@host:/path")
+		return nil, nil, invalid("repository.location", err.Error(), "use one of "+locationForms)
 	}
 	be, err := location.Open(ctx, where, op.storage())
 	if err != nil {

@@ -211,7 +211,7 @@ func (x *VSphere) GetInsecure() bool {
 // RepositoryConfig is a restic repository.
 type RepositoryConfig struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Location      string                 `protobuf:"bytes,1,opt,name=location,proto3" json:"location,omitempty"` // restic's forms: /path, rest:, s3:, sftp:
+	Location      string                 `protobuf:"bytes,1,opt,name=location,proto3" json:"location,omitempty"` // restic's forms: /path, rest:, s3:, sftp:, rclone:
 	Password      string                 `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
 	Environment   map[string]string      `protobuf:"bytes,3,rep,name=environment,proto3" json:"environment,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // RESTIC_* and AWS_* variables for the backend
 	Options       map[string]string      `protobuf:"bytes,4,rep,name=options,proto3" json:"options,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`         // restic's -o: s3.connections, sftp.command, ...
