@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -231,18 +232,20 @@ func isMachine(want string, s *restic.Snapshot) bool {
 // latestPoint finds the newest point of the machine that is meant; "": of the only one. A machine has the name of its newest
 // point; one that it had before does where none has it now, so that renaming a machine does not hide what is newer.
 func latestPoint(all []*restic.Snapshot, machine string) (*restic.Snapshot, error) {
-	newest := newestOf(all)
-	var found, once []*restic.Snapshot
-	for _, s := range newest {
-		switch {
-		case machine == "" || isMachine(machine, s):
+	newest, once := newestOf(all), map[machineIdentity]*restic.Snapshot{}
+	var found []*restic.Snapshot
+	for _, s := range all {
+		id := identityOf(s)
+		if newest[id] == nil || machine != "" && !isMachine(machine, s) {
+			continue
+		}
+		once[id] = newest[id]
+		if s == newest[id] {
 			found = append(found, s)
-		case slices.ContainsFunc(all, func(o *restic.Snapshot) bool { return identityOf(o) == identityOf(s) && isMachine(machine, o) }):
-			once = append(once, s)
 		}
 	}
 	if len(found) == 0 {
-		found = once
+		found = slices.Collect(maps.Values(once))
 	}
 	switch {
 	case len(found) == 1:
