@@ -118,7 +118,7 @@ stop the others; the exit code is then 3.`,
 	f.BoolVar(&r.Quiesce.VSS.Bootable, "vss-bootable", false, "include the bootable system state of Windows")
 	f.BoolVar(&r.Quiesce.VSS.Partial, "vss-partial", false, "Windows applications may give parts of files")
 	f.StringVar(&r.Order, "order", "", "which machines begin: path, largest, or oldest, whose last point is oldest (default path)")
-	f.StringSliceVar(&r.ExcludeDisks, "exclude-disk", nil, "leave out disks by name, label or key (globs)")
+	f.StringSliceVar(&r.ExcludeDisks, "exclude-disk", nil, "leave out these disks: names (globs), labels or keys")
 	f.StringVar(&r.Unprotected, "unprotected", "", "disks that cannot be backed up: skip or fail (default skip)")
 	f.BoolVar(&r.ResetCBT, "reset-tracking", false, "restart change tracking of the machines first")
 	f.StringSliceVar(&r.Tags, "tag", nil, "add tags to the points")

@@ -122,6 +122,8 @@ func (a *app) writeVerify(r plugin.VerifyReport) error {
 			}
 			result = "DIFFERENT: " + strings.Join(where, ", ")
 			different++
+		case m.Compared == 0:
+			result = "nothing compared"
 		}
 		g.add(m.Machine, short(m.Point), size(m.Compared), result)
 	}

@@ -200,7 +200,7 @@ With --json, standard output carries the frames as JSON lines without the data: 
 		Example: "  vmkeep cat 1a2b3c4d scsi0-0 > disk.raw\n  vmkeep cat latest scsi0-0 --machine web1 --length 512 | xxd"}
 	r := plugin.ReadDiskRequest{}
 	var offset, length string
-	cmd.Flags().StringVar(&r.Machine, "machine", "", "machine, where POINT is latest")
+	cmd.Flags().StringVarP(&r.Machine, "machine", "m", "", "machine of \"latest\": name or instanceUuid")
 	cmd.Flags().StringVar(&offset, "offset", "", "begin here: bytes or 1GiB")
 	cmd.Flags().StringVar(&length, "length", "", "so many bytes; default: to the end")
 	cmd.RunE = func(cmd *cobra.Command, args []string) (err error) {

@@ -96,7 +96,7 @@ func (j *restoreJob) planDirectory(out *plugin.RestorePlan) error {
 		case j.req.Force:
 			out.Steps = append(out.Steps, fmt.Sprintf("overwrite %s with disk %s, %d bytes", file, d.Name, d.Capacity))
 		default:
-			problem(out, &plugin.Error{Code: plugin.CodeExists, Summary: "the file exists already", Object: file, Remedy: "choose another place, or force overwriting"})
+			problem(out, &plugin.Error{Code: plugin.CodeExists, Summary: "the file exists already", Detail: file, Object: file, Remedy: "choose another place, or force overwriting"})
 		}
 		out.Write += d.Capacity
 	}

@@ -27,7 +27,7 @@ func (e *Engine) ReadDisk(ctx context.Context, req plugin.ReadDiskRequest, fn fu
 				rec := point.manifest.disk(req.Disk)
 				if rec == nil || rec.Skipped != "" {
 					return &plugin.Error{Code: plugin.CodePointNotFound, Summary: fmt.Sprintf("the point has no disk %q", req.Disk), Object: req.Disk,
-						Remedy: "list the point's disks with `vmkeep points --details`"}
+						Remedy: "list the point's disks with `vmkeep points --disks`"}
 				}
 				want := extent.Extent{Off: req.Offset, Len: req.Length}
 				if want.Len == 0 {
