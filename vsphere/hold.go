@@ -63,7 +63,7 @@ func (o *Operation) holdsFor(v *VM, fill []string) bool {
 // Held finds the operation, running or not, that holds disks of the machine which are to become what fill says, see
 // [Carry]. Empty: there is none.
 func (v *VM) Held(j *Journal, fill []string) (id string, err error) {
-	names, err := filepath.Glob(filepath.Join(j.dir, "*.jsonl"))
+	names, err := j.files()
 	if err != nil {
 		return "", err
 	}

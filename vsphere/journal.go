@@ -315,11 +315,25 @@ func (e entry) String() string {
 	return fmt.Sprintf("%s %s of %s", e.Kind, orText(e.Object, e.Name), orText(e.Path, e.Machine))
 }
 
+// files are the names of the operations' files.
+func (j *Journal) files() (names []string, err error) {
+	all, err := os.ReadDir(j.dir)
+	for _, e := range all {
+		if strings.HasSuffix(e.Name(), ".jsonl") {
+			names = append(names, filepath.Join(j.dir, e.Name()))
+		}
+	}
+	if err != nil {
+		return nil, &Error{Kind: ErrJournal, Object: j.dir, Summary: "the state directory " + j.dir + " cannot be read", Err: err, Remedy: "check its rights"}
+	}
+	return names, nil
+}
+
 // claim takes over the operations of the journal that nobody runs any more. live are those that somebody runs. A file
 // that cannot be read is reported in the error and left alone; the rest is still returned. The claimed operations
 // have to be ended.
 func (j *Journal) claim() (dead []*Operation, live []string, err error) {
-	names, err := filepath.Glob(filepath.Join(j.dir, "*.jsonl"))
+	names, err := j.files()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -496,7 +510,7 @@ type announced struct {
 
 // peek reads the journal and changes nothing. live are the operations that somebody runs.
 func (j *Journal) peek() (open []announced, live []string, err error) {
-	names, err := filepath.Glob(filepath.Join(j.dir, "*.jsonl"))
+	names, err := j.files()
 	if err != nil {
 		return nil, nil, err
 	}

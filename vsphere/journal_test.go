@@ -161,6 +161,34 @@ func TestJournalDamaged(t *testing.T) {
 	}
 }
 
+// What is in the journal is found whatever its directory is called, and a directory that cannot be read is not an empty one.
+func TestJournalIsFoundAnywhere(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state [1]")
+	j := openJournal(t, dir)
+	op, err := j.Begin("op1", "")
+	must(t, err)
+	_, err = op.announce(entry{Kind: EntrySnapshot})
+	must(t, err)
+	_ = op.End()
+	open, _, err := j.peek()
+	must(t, err)
+	dead, _, err := j.claim()
+	must(t, err)
+	if len(open) != 1 || len(dead) != 1 {
+		t.Errorf("%d announced, %d dead", len(open), len(dead))
+	}
+	for _, o := range dead {
+		_ = o.End()
+	}
+	must(t, os.RemoveAll(dir))
+	if _, _, err := j.peek(); !errors.Is(err, ErrJournal) {
+		t.Errorf("peek of nothing: %v", err)
+	}
+	if _, _, err := j.claim(); !errors.Is(err, ErrJournal) {
+		t.Errorf("claim of nothing: %v", err)
+	}
+}
+
 func TestJournalRefuses(t *testing.T) {
 	dir := t.TempDir()
 	j := openJournal(t, dir)
