@@ -118,10 +118,10 @@ type Stats struct {
 	Duration time.Duration
 }
 
-// PointFilter narrows [Service.Points]. Fields combine; the zero value lists all points.
+// PointFilter narrows [Service.Points]. Fields combine; the zero value lists all points. What fits no point is no error.
 type PointFilter struct {
 	Machines []string // names, globs, or instanceUuids
-	IDs      []string // ids or unambiguous prefixes; "latest"
+	IDs      []string // ids or prefixes; "latest": the newest of each machine
 	Tags     []string
 	Since    time.Time
 	Until    time.Time

@@ -41,7 +41,8 @@ type Loaded struct {
 }
 
 // Load starts a plugin process. Its environment holds only what finds files, hosts and certificates; secrets travel
-// through Configure. Close the result.
+// through Configure. Starting ends within o.Start, also when ctx ends before, and fails then; the process outlives ctx.
+// Close the result.
 func Load(ctx context.Context, o LoadOptions) (*Loaded, error) {
 	path, secure, err := program(o)
 	if err != nil {

@@ -5,7 +5,7 @@ type RestoreMode string
 
 // The restore ladder.
 const (
-	RestoreNew       RestoreMode = "new"       // a new machine
+	RestoreNew       RestoreMode = "new"       // a new machine; the default
 	RestoreInPlace   RestoreMode = "in-place"  // over the existing machine's disks, everything
 	RestoreRollback  RestoreMode = "rollback"  // over the existing machine's disks, only what differs
 	RestoreAttach    RestoreMode = "attach"    // single disks, attached to a machine
@@ -17,7 +17,7 @@ type RestoreFormat string
 
 // The formats of RestoreDirectory.
 const (
-	FormatRaw             RestoreFormat = "raw"  // one sparse file per disk
+	FormatRaw             RestoreFormat = "raw"  // one file per disk; the default
 	FormatSplit           RestoreFormat = "vmdk" // the point's own: a descriptor and one flat extent per part
 	FormatFlat            RestoreFormat = "flat" // a descriptor and one flat file
 	FormatStreamOptimized RestoreFormat = "stream"
@@ -26,8 +26,8 @@ const (
 
 // RestoreRequest asks for a point, or some of its disks.
 type RestoreRequest struct {
-	Point   string // id, unambiguous prefix, or "latest" with Machine
-	Machine string // name or instanceUuid, to find "latest"
+	Point   string // id or unambiguous prefix; "latest" or empty: the newest of Machine, or of the only machine that has points
+	Machine string // name, glob or instanceUuid; empty: any
 	Mode    RestoreMode
 	Disks   []string // names; empty: all
 
@@ -107,8 +107,8 @@ type RestoreStats struct {
 
 // ReadDiskRequest asks for bytes of a point's disk.
 type ReadDiskRequest struct {
-	Point   string // id, unambiguous prefix, or "latest" with Machine
-	Machine string // name or instanceUuid, to find "latest"
+	Point   string // id or unambiguous prefix; "latest" or empty: the newest of Machine, or of the only machine that has points
+	Machine string // name, glob or instanceUuid; empty: any
 	Disk    string
 	Offset  int64
 	Length  int64 // 0: to the end of the disk

@@ -910,7 +910,7 @@ func (x *PointsRequest) GetFilter() *PointFilter {
 type PointFilter struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Machines      []string               `protobuf:"bytes,1,rep,name=machines,proto3" json:"machines,omitempty"` // names, globs, or instanceUuids
-	Ids           []string               `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`           // ids or unambiguous prefixes; "latest"
+	Ids           []string               `protobuf:"bytes,2,rep,name=ids,proto3" json:"ids,omitempty"`           // ids or prefixes; "latest": the newest of each machine
 	Tags          []string               `protobuf:"bytes,3,rep,name=tags,proto3" json:"tags,omitempty"`
 	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
 	Until         *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until,proto3" json:"until,omitempty"`

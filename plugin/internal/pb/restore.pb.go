@@ -142,8 +142,8 @@ func (RestoreFormat) EnumDescriptor() ([]byte, []int) {
 // RestoreSpec asks for a point, or some of its disks.
 type RestoreSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`     // id, unambiguous prefix, or "latest" with machine
-	Machine       string                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // name or instanceUuid, to find "latest"
+	Point         string                 `protobuf:"bytes,1,opt,name=point,proto3" json:"point,omitempty"`     // id or unambiguous prefix; "latest" or empty: the newest of machine, or of the only machine that has points
+	Machine       string                 `protobuf:"bytes,2,opt,name=machine,proto3" json:"machine,omitempty"` // name, glob or instanceUuid; empty: any
 	Mode          RestoreMode            `protobuf:"varint,3,opt,name=mode,proto3,enum=vmkeep.plugin.v1.RestoreMode" json:"mode,omitempty"`
 	Disks         []string               `protobuf:"bytes,4,rep,name=disks,proto3" json:"disks,omitempty"`                                        // names; empty: all
 	Target        *Target                `protobuf:"bytes,5,opt,name=target,proto3" json:"target,omitempty"`                                      // the new machine, or the one to write to
