@@ -330,11 +330,15 @@ func TestPlansOfRestores(t *testing.T) {
 		_, err = r.Restore(t.Context(), req, r.note)
 		failsWith(t, err, plugin.CodePointNotFound, "scsi0-7")
 	}
+	file := filepath.Join(t.TempDir(), "file")
+	r.must(os.WriteFile(file, nil, 0o600))
+	_, err := r.Restore(t.Context(), plugin.RestoreRequest{Point: point.ID, Mode: plugin.RestoreDirectory, Directory: file}, r.note)
+	failsWith(t, err, plugin.CodeFile, file)
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("a plan wrote %v, %v", entries, err)
 	}
 	r.noTraces("db")
-	_, err := r.lab.Machine("db").Snapshot("of another")
+	_, err = r.lab.Machine("db").Snapshot("of another")
 	r.must(err)
 	expect(plan(plugin.RestoreRequest{Mode: plugin.RestoreRollback}), -1, "overwrite it", "has snapshots", "not powered off")
 }

@@ -193,6 +193,7 @@ func libraryRules() []libraryRule {
 		{backend.ErrReadOnly, plugin.CodeRepository, "the storage refuses to delete", "it is append-only, or the file is under retention: prune from where deleting is allowed"},
 		{backend.ErrPermanent, plugin.CodeRepository, "the repository's storage fails", "check location and credentials"},
 		{backend.ErrNotExist, plugin.CodeRepository, "a file of the repository is missing", "check the repository: `vmkeep check`"},
+		{syscall.ENOTDIR, plugin.CodeFile, "the path leads through a file", "choose another place"},
 		{fs.ErrPermission, plugin.CodeFile, "permission denied", "check the owner and mode of the file"},
 		{fs.ErrNotExist, plugin.CodeFile, "no such file", "check the path"},
 		{fs.ErrExist, plugin.CodeExists, "the file exists already", "choose another place, or force overwriting"},
