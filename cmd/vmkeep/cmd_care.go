@@ -241,6 +241,10 @@ func (a *app) writeForget(r plugin.ForgetReport, dry bool) {
 		}
 		return
 	}
+	if len(r.Keep)+len(r.Remove) == 0 {
+		fmt.Fprintln(a.stdout, "no points")
+		return
+	}
 	g := grid{head: []string{"", "POINT", "TIME", "MACHINE", "REASONS"}}
 	for _, k := range r.Keep {
 		g.add("keep", short(k.Point.ID), when(k.Point.Time), k.Point.Machine, strings.Join(k.Reasons, ", "))
