@@ -231,6 +231,9 @@ func (j *machineBackup) previousPoint(ctx context.Context) (*loadedPoint, error)
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		if storageFailed(err) {
+			return nil, err
+		}
 		j.warn(warning(plugin.CodeDamaged, "the previous point cannot be read: the machine is read in full", err.Error(), "check the repository: `vmkeep check --read-data`"))
 		return &loadedPoint{snapshot: snap, damage: err}, nil
 	}

@@ -90,6 +90,9 @@ func newestChunking(ctx context.Context, r *repo.Repository, points map[machineI
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
+		if storageFailed(err) { // another rule than theirs would store everything anew
+			return "", err
+		}
 	}
 	return resticChunking, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmkeep/vmkeep/plugin"
 	"github.com/vmkeep/vmkeep/repo"
+	"github.com/vmkeep/vmkeep/repo/backend"
 	"github.com/vmkeep/vmkeep/repo/restic"
 )
 
@@ -80,6 +81,11 @@ func loadPoint(ctx context.Context, r *repo.Repository, s *restic.Snapshot) (*lo
 		return &loadedPoint{snapshot: s, manifest: m, dir: dir, repo: r}, nil
 	}
 	return nil, fmt.Errorf("snapshot %s %w: it has no %s", s.ID.Short(), errForeign, manifestName)
+}
+
+// storageFailed reports whether a point could not be read for a reason that is the storage service's: the point may be whole.
+func storageFailed(err error) bool {
+	return errors.Is(err, backend.ErrGivenUp) || errors.Is(err, backend.ErrPermanent)
 }
 
 // errForeign is a snapshot that restic made, of something that is no machine.
@@ -184,6 +190,8 @@ func summarize(ctx context.Context, r *repo.Repository, s *restic.Snapshot, deta
 			p = *pointOf(full.manifest)
 		case ctx.Err() != nil:
 			return p, context.Cause(ctx)
+		case storageFailed(err):
+			return p, err
 		default:
 			p.Damage = err.Error()
 		}
@@ -291,7 +299,7 @@ func findPoint(ctx context.Context, r *repo.Repository, want, machine string) (*
 		return nil, &plugin.Error{Code: plugin.CodeUnsupported, Summary: "the snapshot was not made by vmkeep", Detail: err.Error(), Object: want, Err: err,
 			Remedy: "restore it with restic: `restic restore " + snap.ID.Short() + " --target DIRECTORY`"}
 	}
-	if err != nil && ctx.Err() == nil && !errors.Is(err, repo.ErrDamaged) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, repo.ErrDamaged) && !storageFailed(err) {
 		return nil, &plugin.Error{Code: plugin.CodeDamaged, Summary: "the point cannot be read", Detail: err.Error(), Object: want, Err: err,
 			Remedy: "check the repository with `vmkeep-check --read-data`, or take an older point"}
 	}

@@ -192,6 +192,7 @@ func libraryRules() []libraryRule {
 		{vddk.ErrUnsupported, plugin.CodeTransport, "no transport reaches the disk", "see the transports' reasons above; `vmkeep doctor` checks ports 443 and 902"},
 		{backend.ErrReadOnly, plugin.CodeRepository, "the storage refuses to delete", "it is append-only, or the file is under retention: prune from where deleting is allowed"},
 		{backend.ErrPermanent, plugin.CodeRepository, "the repository's storage fails", "check location and credentials"},
+		{backend.ErrGivenUp, plugin.CodeRepository, "the repository's storage does not answer", "check location, credentials and network, then run again: what was stored is used again"},
 		{backend.ErrNotExist, plugin.CodeRepository, "a file of the repository is missing", "check the repository: `vmkeep check`"},
 		{syscall.ENOTDIR, plugin.CodeFile, "the path leads through a file", "choose another place"},
 		{fs.ErrPermission, plugin.CodeFile, "permission denied", "check the owner and mode of the file"},

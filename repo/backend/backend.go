@@ -108,6 +108,7 @@ var (
 	ErrExist     = errors.New("file exists already")
 	ErrPermanent = errors.New("retrying cannot help")          // bad credentials, range beyond the end, full disk quota, wrong URL
 	ErrReadOnly  = errors.New("deletion refused by the store") // append-only server, object lock, retention
+	ErrGivenUp   = errors.New("given up")                      // by [Retry]: the store did not answer, or only with failures
 )
 
 // Forever is when a file may be deleted that is retained without a date, as under a legal hold.

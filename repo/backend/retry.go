@@ -73,7 +73,7 @@ func (p Policy) run(ctx context.Context, what string, attempt func(n int) error)
 		// Half to one and a half of the pause: clients that failed together must not come back together.
 		wait := time.Duration(float64(pause) * (0.5 + rand.Float64()))
 		if elapsed := time.Since(start); n > 0 && elapsed+wait > p.Budget {
-			return fmt.Errorf("given up after %d attempts in %s: %w", n+1, elapsed.Round(time.Second), err)
+			return fmt.Errorf("%w after %d attempts in %s: %w", ErrGivenUp, n+1, elapsed.Round(time.Second), err)
 		}
 		if p.Notify != nil {
 			p.Notify(what, err, wait)
