@@ -39,6 +39,7 @@ type RepositoryConfig struct {
 	LimitUpload   int               // KiB/s; 0: unlimited
 	LimitDownload int
 	LockWait      time.Duration // how long to wait for another's lock
+	NoLock        bool          // write nothing, not even a lock: to read from storage that cannot be written
 }
 
 // Limits bound what the engine asks of vSphere at a time. Zero means the default.

@@ -244,6 +244,12 @@ func (r *Repository) hold(ctx context.Context, mode LockMode, before func(contex
 		}
 		return fn(ctx)
 	}
+	if r.be.noLock {
+		if mode == Exclusive {
+			return ErrNoLock
+		}
+		return fn(Unlocked(ctx, r))
+	}
 	l := &held{mode: mode}
 	if err := r.announce(ctx, l); err != nil {
 		return err
@@ -399,7 +405,7 @@ func (r *Repository) writeLock(ctx context.Context, l *held) error {
 		if rmErr := r.be.Backend.Remove(rm, h); rmErr != nil && !errors.Is(rmErr, backend.ErrNotExist) {
 			err = errors.Join(err, rmErr)
 		}
-		return fmt.Errorf("write lock: %w", err)
+		return fmt.Errorf("%w: %w", ErrCannotLock, err)
 	}
 	l.id, err = restic.ParseID(h.Name)
 	l.at = now.Round(0)
@@ -408,6 +414,9 @@ func (r *Repository) writeLock(ctx context.Context, l *held) error {
 
 // removeLock removes a lock file; one that is gone already is no error.
 func (r *Repository) removeLock(ctx context.Context, id restic.ID) error {
+	if r.be.noLock {
+		return ErrNoLock
+	}
 	err := r.be.Backend.Remove(ctx, backend.Handle{Type: restic.LockFile, Name: id.String()})
 	if errors.Is(err, backend.ErrNotExist) {
 		return nil

@@ -38,6 +38,10 @@ var (
 	ErrNotFound      = errors.New("not in the repository")
 	// ErrUnopenable is the damage or loss of the config or of all keys: nothing can be read, whatever the password.
 	ErrUnopenable = fmt.Errorf("%w", ErrDamaged)
+	// ErrCannotLock is a store that takes no lock file.
+	ErrCannotLock = errors.New("write lock")
+	// ErrNoLock is what all that writes fails with, or needs an exclusive lock, under [OpenOptions.NoLock].
+	ErrNoLock = errors.New("opened without locks, to be read only")
 )
 
 // InitOptions say how a repository is made. Only the password is required.
@@ -69,6 +73,9 @@ type OpenOptions struct {
 	BlobCache int64
 	// LockWait is how long to wait for the locks of others that conflict; 0 means not at all.
 	LockWait time.Duration
+	// NoLock is for stores that cannot be written: nothing is, what reads takes no lock. A prune by another process meanwhile looks
+	// like damage.
+	NoLock bool
 }
 
 const (
@@ -227,7 +234,7 @@ func Open(ctx context.Context, be backend.Backend, o OpenOptions) (*Repository, 
 			return nil, err
 		}
 	}
-	r.be = &gate{Backend: be}
+	r.be = &gate{Backend: be, noLock: o.NoLock}
 	r.keyID.Store(&keyID)
 	return r, nil
 }
@@ -259,12 +266,16 @@ func (r *Repository) Location() string { return r.be.Location() }
 // gate is the store as all but locks use it: what changes it is stopped while a lock's fate is unknown.
 type gate struct {
 	backend.Backend
-	mu sync.RWMutex
+	mu     sync.RWMutex
+	noLock bool
 }
 
 var _ backend.Backend = (*gate)(nil)
 
 func (g *gate) Save(ctx context.Context, h backend.Handle, data []byte) error {
+	if g.noLock {
+		return fmt.Errorf("save %s: %w", h, ErrNoLock)
+	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	if err := context.Cause(ctx); err != nil { // it may have ended while the gate was shut
@@ -274,6 +285,9 @@ func (g *gate) Save(ctx context.Context, h backend.Handle, data []byte) error {
 }
 
 func (g *gate) Remove(ctx context.Context, h backend.Handle) error {
+	if g.noLock {
+		return fmt.Errorf("remove %s: %w", h, ErrNoLock)
+	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
 	if err := context.Cause(ctx); err != nil {

@@ -97,6 +97,7 @@ func settings() []setting {
 		{key: "repository.limit-upload", flag: "limit-upload", doc: "upload at most so many KiB/s", set: number(func(o *options) *int { return &o.Repository.LimitUpload })},
 		{key: "repository.limit-download", flag: "limit-download", doc: "download at most so many KiB/s", set: number(func(o *options) *int { return &o.Repository.LimitDownload })},
 		{key: "repository.lock-wait", flag: "retry-lock", doc: "wait so long for another's lock: 5m", set: span(func(o *options) *time.Duration { return &o.Repository.LockWait })},
+		{key: "repository.no-lock", flag: "no-lock", kind: boolean, doc: "write nothing, not even a lock, to read from storage that cannot be written; a prune meanwhile looks like damage", set: truth(func(o *options) *bool { return &o.Repository.NoLock })},
 
 		{key: "state-dir", flag: "state-dir", doc: "directory of the journal of what is to be undone", set: text(func(o *options) *string { return &o.StateDir })},
 		{key: "transports", flag: "transport", kind: list, doc: "ways to reach disks, in order: nbdssl, nbd, hotadd, vddk", set: func(o *options, v []string) error {

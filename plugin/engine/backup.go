@@ -31,6 +31,9 @@ func (e *Engine) Backup(ctx context.Context, req plugin.BackupRequest, emit func
 		if req.Unprotected != "" && req.Unprotected != "skip" && req.Unprotected != "fail" {
 			return invalid("unprotected", fmt.Sprintf("unknown policy %q", req.Unprotected), "use skip or fail")
 		}
+		if op.conn.cfg.Repository.NoLock { // before anything is done to a machine
+			return repo.ErrNoLock
+		}
 		if req.NoImage && req.Files == nil {
 			return invalid("noImage", "neither images nor files are asked for", "ask for files, or leave the images in")
 		}

@@ -64,6 +64,7 @@ func (e *Engine) Schema(context.Context) ([]plugin.Field, error) {
 		{Path: "repository.limitUpload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.limitDownload", Type: "integer", Doc: "KiB/s; 0: unlimited", Default: "0"},
 		{Path: "repository.lockWait", Type: "duration", Doc: "how long to wait for another's lock", Default: "0s"},
+		{Path: "repository.noLock", Type: "boolean", Doc: "write nothing, not even a lock, to read from storage that cannot be written; a prune meanwhile looks like damage", Default: "false"},
 		{Path: "stateDir", Type: "string", Doc: "journal of what is done to vSphere", Default: "the user's state directory"},
 		{Path: "transports", Type: "list", Doc: "ways to reach disks, in order: " + strings.Join(knownTransports(), ", "), Default: strings.Join(defaultTransports(), ", ")},
 		{Path: "vddkDir", Type: "string", Doc: "root of VMware's Virtual Disk Development Kit, for the transport vddk"},

@@ -33,7 +33,8 @@ func (op *operation) repository(ctx context.Context) (*repo.Repository, backend.
 		return nil, nil, noRepository(err)
 	}
 	r, err := repo.Open(ctx, be, repo.OpenOptions{
-		Password: rc.Password, Compression: restic.Compression(rc.Compression), PackSize: rc.PackSize << 20, CacheDir: rc.CacheDir, CacheSize: rc.CacheSize, LockWait: rc.LockWait,
+		Password: rc.Password, Compression: restic.Compression(rc.Compression), PackSize: rc.PackSize << 20, CacheDir: rc.CacheDir, CacheSize: rc.CacheSize,
+		LockWait: rc.LockWait, NoLock: rc.NoLock,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, be.Close())

@@ -221,6 +221,7 @@ type RepositoryConfig struct {
 	LimitUpload   int64                  `protobuf:"varint,8,opt,name=limit_upload,json=limitUpload,proto3" json:"limit_upload,omitempty"`                                                       // KiB/s; 0: unlimited
 	LimitDownload int64                  `protobuf:"varint,9,opt,name=limit_download,json=limitDownload,proto3" json:"limit_download,omitempty"`
 	LockWait      *durationpb.Duration   `protobuf:"bytes,10,opt,name=lock_wait,json=lockWait,proto3" json:"lock_wait,omitempty"`     // how long to wait for another's lock
+	NoLock        bool                   `protobuf:"varint,13,opt,name=no_lock,json=noLock,proto3" json:"no_lock,omitempty"`          // write nothing, not even a lock: to read from storage that cannot be written
 	CacheSize     int64                  `protobuf:"varint,12,opt,name=cache_size,json=cacheSize,proto3" json:"cache_size,omitempty"` // bytes that the cache may have, of all repositories in cache_dir together; 0: 2 GiB
 	Chunking      string                 `protobuf:"bytes,11,opt,name=chunking,proto3" json:"chunking,omitempty"`                     // how disks are cut into chunks: restic, restic/2, restic/4, fixed; empty: as the newest point
 	unknownFields protoimpl.UnknownFields
@@ -325,6 +326,13 @@ func (x *RepositoryConfig) GetLockWait() *durationpb.Duration {
 		return x.LockWait
 	}
 	return nil
+}
+
+func (x *RepositoryConfig) GetNoLock() bool {
+	if x != nil {
+		return x.NoLock
+	}
+	return false
 }
 
 func (x *RepositoryConfig) GetCacheSize() int64 {
@@ -1025,7 +1033,7 @@ const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"thumbprint\x18\x04 \x01(\tR\n" +
 	"thumbprint\x12\x19\n" +
 	"\bca_certs\x18\x05 \x01(\tR\acaCerts\x12\x1a\n" +
-	"\binsecure\x18\x06 \x01(\bR\binsecure\"\x81\x05\n" +
+	"\binsecure\x18\x06 \x01(\bR\binsecure\"\x9a\x05\n" +
 	"\x10RepositoryConfig\x12\x1a\n" +
 	"\blocation\x18\x01 \x01(\tR\blocation\x12\x1a\n" +
 	"\bpassword\x18\x02 \x01(\tR\bpassword\x12U\n" +
@@ -1037,7 +1045,8 @@ const file_vmkeep_plugin_v1_config_proto_rawDesc = "" +
 	"\flimit_upload\x18\b \x01(\x03R\vlimitUpload\x12%\n" +
 	"\x0elimit_download\x18\t \x01(\x03R\rlimitDownload\x126\n" +
 	"\tlock_wait\x18\n" +
-	" \x01(\v2\x19.google.protobuf.DurationR\blockWait\x12\x1d\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\blockWait\x12\x17\n" +
+	"\ano_lock\x18\r \x01(\bR\x06noLock\x12\x1d\n" +
 	"\n" +
 	"cache_size\x18\f \x01(\x03R\tcacheSize\x12\x1a\n" +
 	"\bchunking\x18\v \x01(\tR\bchunking\x1a>\n" +
