@@ -32,6 +32,7 @@ type app struct {
 	verbose int
 	config  string
 	noBars  bool
+	parsed  chan struct{} // closed when the flags above are what the command line says
 
 	mu   sync.Mutex
 	hard []func() // ends the plugins, for a second interrupt
@@ -58,12 +59,19 @@ var errCutShort = &plugin.Error{Code: plugin.CodeCancelled, Summary: "stopped at
 	Remedy: "\"vmkeep recover\", and the next backup, will remove what is left on vSphere: snapshots, attached disks, half-made machines"}
 
 func (a *app) run(args []string) int {
+	a.parsed = make(chan struct{})
+	parsed := sync.OnceFunc(func() { close(a.parsed) })
 	in := a.awaitInterrupts()
 	defer in.stop()
 	root := a.root()
 	root.SetArgs(args)
+	root.PersistentPreRun = func(*cobra.Command, []string) { parsed() }
 	ended := make(chan error, 1)
-	go func() { ended <- root.ExecuteContext(in.ctx) }()
+	go func() {
+		err := root.ExecuteContext(in.ctx)
+		parsed()
+		ended <- err
+	}()
 	var err error
 	select {
 	case err = <-ended:
@@ -106,6 +114,16 @@ func exitCode(err error) int {
 	return exitFailure
 }
 
+// understood reports whether the flags of a are what the command line says. An interrupt does not wait for that.
+func (a *app) understood() bool {
+	select {
+	case <-a.parsed:
+		return true
+	default:
+		return false
+	}
+}
+
 // fail tells the one error a command ends with.
 func (a *app) fail(err error, code int) {
 	var e *plugin.Error
@@ -115,7 +133,7 @@ func (a *app) fail(err error, code int) {
 			e = &plugin.Error{Code: plugin.CodeCancelled, Summary: "cancelled"}
 		}
 	}
-	if a.json {
+	if a.understood() && a.json {
 		writeJSON(a.stderr, "exit_error", exitError{ExitCode: code, Error: e.Diagnostic()})
 		return
 	}
@@ -189,7 +207,7 @@ func (a *app) endPlugins() {
 
 // note tells people something in passing.
 func (a *app) note(format string, args ...any) {
-	if !a.json && !a.quiet {
+	if !a.understood() || !a.json && !a.quiet {
 		fmt.Fprintf(a.stderr, format+"\n", args...)
 	}
 }

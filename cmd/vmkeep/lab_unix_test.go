@@ -17,6 +17,7 @@ func TestLabInJSON(t *testing.T) {
 	for _, args := range [][]string{{"--json", "lab"}, {"lab", "--json"}} {
 		h := home{t: t, dir: t.TempDir(), more: []string{"PATH=" + os.Getenv(programVariable) + string(os.PathListSeparator) + os.Getenv("PATH")}}
 		cmd := h.command(append(args, "--address", "127.0.0.1:0", "--machines", "1", "--size", "1M", "--password", "it's")...)
+		cmd.Stderr = os.Stderr
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
