@@ -74,13 +74,31 @@ func (s *spy) process(host int) {
 		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && len(line) > 0 {
 			s.look("a command line", "the command line "+where, line)
 		}
-		if pid == host {
-			continue // whoever called it put the secrets there
+		if pid == host || environmentAt(pid) == environmentAt(host) {
+			continue // whoever called it put the secrets there; and who was forked and has not become another program yet
 		}
 		if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid)); err == nil && len(env) > 0 {
 			s.look("an environment", "the environment "+where, env)
 		}
 	}
+}
+
+// environmentAt is where a process has its environment in memory: elsewhere than its parent, once it runs a program.
+func environmentAt(pid int) string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "" // it has ended
+	}
+	if fields := statFields(line); len(fields) > 48 {
+		return fields[47] + " " + fields[48] // env_start and env_end of proc(5)
+	}
+	return ""
+}
+
+// statFields are those of a line of /proc/PID/stat from the third on: the second may hold anything.
+func statFields(line []byte) []string {
+	_, rest, _ := strings.Cut(string(line[bytes.LastIndexByte(line, ')'):]), " ")
+	return strings.Fields(rest)
 }
 
 // descendants are a process and all below it.
@@ -93,8 +111,7 @@ func descendants(root int) []int {
 			continue // it has ended
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-		_, rest, _ := strings.Cut(string(line[bytes.LastIndexByte(line, ')'):]), " ")
-		if fields := strings.Fields(rest); len(fields) > 1 {
+		if fields := statFields(line); len(fields) > 1 {
 			parent, _ := strconv.Atoi(fields[1])
 			children[parent] = append(children[parent], pid)
 		}
